@@ -1,0 +1,39 @@
+"""Installs SegStudio: `pip install .`; what is needed to develop it stands in the extras."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+MODULE = (HERE / "SegStudio" / "SegStudio.py").read_text(encoding="utf-8")
+
+setup(
+    name="SegStudio",
+    version=re.search(r'^__version__ = "(.+)"$', MODULE, re.MULTILINE).group(1),
+    description="Semantic segmentation, explained and runnable, in one module",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=["SegStudio"],
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy>=1.26",
+        "scikit-image>=0.22",
+        "pycocotools>=2.0.7",
+        "matplotlib>=3.8",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "ruff>=0.6"],
+        "docs": ["markdown>=3.6"],
+        "bench": [
+            "DLStudio==2.3.6",
+            "pymsgbox",
+            "monai",
+            "segmentation-models-pytorch",
+        ],
+    },
+)
