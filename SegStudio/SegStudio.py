@@ -4,9 +4,12 @@ import argparse
 import contextlib
 import csv
 import difflib
+import functools
 import gzip
 import hashlib
+import inspect
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -14,43 +17,1706 @@ import os
 import pickle
 import platform
 import random
+import re
 import shutil
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, namedtuple
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 import skimage.draw
+import skimage.segmentation
 import torch
 import torchvision
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 __version__ = "1.0.0"
 
+# Okabe and Ito's palette: eight colours that colour-blind readers can tell apart.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+
 
 class SegStudio:
-    """The settings of a run."""
+    """The settings of a run, the device it runs on, and the folder it writes to.
+
+    Every experiment starts by making one of these. All that a run writes goes to one folder,
+    `results_dir`/`run_name`; the working directory stays clean. DLStudio's keyword arguments have
+    DLStudio's meaning, the last six are SegStudio's.
+
+    Args:
+        dataroot: folder of the data archives.
+        image_size: [H, W] of the images.
+        path_saved_model: a file that training writes the trained network to, and testing loads it
+            from, as in DLStudio. None: only model.pt in the run's folder.
+        momentum, learning_rate, epochs, batch_size: of the training by SGD.
+        classes: names of the classes, in the order of the output channels.
+        use_gpu: True picks CUDA, else Apple's MPS, else the CPU; False is the CPU.
+        debug_train, debug_test: kept for DLStudio's scripts, which may read them.
+        seed: makes a run repeatable: network weights, order of the images, augmentation.
+        num_workers: processes that load data besides the main one.
+        results_dir: folder of all runs.
+        run_name: folder of this run in results_dir; its files are overwritten by a second run of
+            that name. None: named after the script, with a number where that name is taken.
+        show: open a window for each figure, besides saving it.
+
+    Errors: ValueError for positional, unknown or impossible arguments; the first write to a
+    results_dir that cannot be written is an OSError.
+
+    Class Path:   SegStudio
+    """
+
+    def __init__(
+        self, *args, dataroot="./data/PurdueShapes5MultiObject/", image_size=(64, 64),
+        path_saved_model=None, momentum=0.9, learning_rate=1e-4, epochs=6, batch_size=4,
+        classes=("rectangle", "triangle", "disk", "oval", "star"), use_gpu=False, debug_train=0,
+        debug_test=0, seed=None, num_workers=0, results_dir="runs", run_name=None, show=False,
+        **unknown,
+    ):  # fmt: skip
+        self._refuse_unknown(args, unknown)
+        self.dataroot = dataroot
+        self.image_size = list(image_size)
+        self.path_saved_model = path_saved_model
+        self.momentum = momentum
+        self.learning_rate = learning_rate
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.class_labels = classes
+        self.use_gpu = use_gpu
+        self.debug_train = debug_train
+        self.debug_test = debug_test
+        self.seed = seed
+        self.num_workers = num_workers
+        self.results_dir = results_dir
+        self.run_name = run_name
+        self.show = show
+        self._check_values()
+        self.device = self._pick_device()
+        self._run_dir = None
+        self._displayed = 0
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 - students' own code may draw from it
+            torch.manual_seed(seed)
+
+    @staticmethod
+    def _refuse_unknown(args, unknown):
+        valid = [
+            name
+            for name, parameter in inspect.signature(SegStudio.__init__).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        ]
+        if args:
+            raise ValueError(
+                f"SegStudio takes keyword arguments only, but got {args[0]!r} without a keyword: "
+                f"write for example dataroot={args[0]!r}. The keywords: {', '.join(valid)}"
+            )
+        for name in unknown:
+            near = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"SegStudio has no keyword argument {name!r}: did you mean {near!r}? "
+                f"The keywords: {', '.join(valid)}"
+            )
+
+    def _check_values(self):
+        for name in ("batch_size", "epochs"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is a whole number of 1 or more, not {value!r}")
+        if len(self.image_size) != 2 or not all(
+            isinstance(side, int) and side > 0 for side in self.image_size
+        ):
+            raise ValueError(f"image_size is [height, width] in pixels, not {self.image_size!r}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is above 0, not {self.learning_rate!r}")
+        if not isinstance(self.num_workers, int) or self.num_workers < 0:
+            raise ValueError(f"num_workers is 0 or more, not {self.num_workers!r}")
+
+    def _pick_device(self):
+        if self.use_gpu and torch.cuda.is_available():
+            return torch.device("cuda:0")
+        if self.use_gpu and torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+
+    # ---- the run's folder ----------------------------------------------------------------------
+
+    @property
+    def run_dir(self):
+        """The folder of this run (a Path), made when it is first asked for."""
+        if self._run_dir is None:
+            results = Path(self.results_dir).expanduser()
+            script = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
+            stem = script if re.fullmatch(r"[\w-]+", script) else "session"
+            names = [self.run_name] if self.run_name else itertools.chain(
+                [stem], (f"{stem}-{number}" for number in itertools.count(2))
+            )  # fmt: skip
+            try:
+                for name in names:
+                    folder = results / name
+                    with contextlib.suppress(FileExistsError):
+                        folder.mkdir(parents=True, exist_ok=self.run_name is not None)
+                        self._run_dir = folder
+                        break
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as error:
+                raise OSError(
+                    f"the run cannot be written to {folder.absolute()} ({error.strerror}): give "
+                    f"another results_dir (--results-dir), or free that one"
+                ) from None
+        return self._run_dir
+
+    def log(self, text=""):
+        """Print a line, and keep it in log.txt of the run's folder."""
+        tqdm.write(text)  # print would tear the progress bar
+        with (self.run_dir / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    @staticmethod
+    def write_whole(path, write):
+        """Call write(temporary path), then put the result at `path`: whole, or not at all.
+
+        A full disk or an interruption in the middle leaves the old file as it was.
+        """
+        path = Path(path)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            write(part)
+            part.replace(path)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            raise OSError(f"{path.absolute()} could not be written ({error})") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def write_json(self, name, content):
+        """Write `content` as file `name` in the run's folder."""
+        text = json.dumps(content, indent=2, default=str) + "\n"
+        self.write_whole(self.run_dir / name, lambda part: part.write_text(text, encoding="utf-8"))
+
+    # ---- figures -------------------------------------------------------------------------------
+
+    def new_figure(self, **options):
+        """A matplotlib figure: one with a window where show=True, else one for files only."""
+        if self.show:
+            import matplotlib.pyplot as plt  # only here: it may start a window system
+
+            return plt.figure(**options)
+        return Figure(**options)
+
+    def save_figure(self, figure, name):
+        """Save a figure as run_dir/name and, where show=True, open its window; returns the path."""
+        path = self.run_dir / name
+        with io.BytesIO() as png:
+            figure.savefig(png, format="png", bbox_inches="tight")
+            self.write_whole(path, lambda part: part.write_bytes(png.getvalue()))
+        if self.show:
+            import matplotlib.pyplot as plt
+
+            plt.show()
+            plt.close(figure)
+        return path
+
+    def display_tensor_as_image(self, tensor, title=""):
+        """Save a tensor as a picture in the run's folder; with show=True, open it in a window.
+
+        As in DLStudio, values that span exactly -1 to 1 are taken for a normalized image and
+        brought to 0..1; values above 1 are taken for 0..255. Greyscale spans black to white.
+
+        Shape: (3, H, W) colour, (1, H, W) or (H, W) greyscale, on any device.
+        Errors: ValueError for another shape.
+
+        Class Path:   SegStudio  ->  display_tensor_as_image
+        """
+        if tensor.dim() == 2:
+            tensor = tensor[None]
+        if tensor.dim() != 3 or tensor.shape[0] not in (1, 3):
+            raise ValueError(
+                f"display_tensor_as_image shows tensors of shape (3, H, W), (1, H, W) or (H, W), "
+                f"not {tuple(tensor.shape)}"
+            )
+        tensor = tensor.detach().cpu().float()
+        if (tensor.min().item(), tensor.max().item()) == (-1.0, 1.0):
+            tensor = tensor / 2.0 + 0.5
+        elif tensor.shape[0] == 3 and tensor.max() > 1:
+            tensor = (tensor / 255).clamp(0, 1)
+        height, width = tensor.shape[1:]
+        self._displayed += 1
+        figure = self.new_figure(figsize=(6, 6 * min(max(height / width, 0.3), 3) + 0.4), dpi=150)
+        axes = figure.add_subplot()
+        axes.imshow(tensor.permute(1, 2, 0).squeeze(2), cmap="gray")
+        axes.set_title(title)
+        axes.set_axis_off()
+        slug = re.sub(r"\W+", "-", title).strip("-")[:60]
+        self.save_figure(figure, f"display-{self._displayed:03d}{'-' + slug if slug else ''}.png")
+
+    # ---- the command line of the examples ------------------------------------------------------
+
+    @staticmethod
+    def example_flags(description, *, quick=(1200, 1), full=(10000, 6), extra=None):
+        """Read the flags that all examples share from the command line.
+
+        Args:
+            description: the text of --help, an example's docstring.
+            quick, full: (training images, epochs) with and without --quick.
+            extra: flags of this example alone, {"--name": keyword arguments of add_argument}.
+
+        Returns: a namespace; epochs and train_images are filled in where the user gave none.
+        """
+        parser = argparse.ArgumentParser(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        shared = {
+            "--quick": {"action": "store_true", "help": "a small run, to see all of it work"},
+            "--epochs": {
+                "type": int, "metavar": "N", "help": f"default {full[1]}; with --quick {quick[1]}",
+            },
+            "--train-images": {
+                "type": int, "metavar": "N",
+                "help": f"train on the first N; default {full[0]}, with --quick {quick[0]}",
+            },
+            "--dataroot": {"metavar": "DIR", "help": "folder of the data"},
+            "--results-dir": {"default": "runs", "metavar": "DIR", "help": "folder of all runs"},
+            "--run-name": {"metavar": "NAME", "help": "folder of this run in it; default: new"},
+            "--seed": {"type": int, "default": 0, "metavar": "N", "help": "default 0"},
+            "--show": {"action": "store_true", "help": "open a window for each figure"},
+        }  # fmt: skip
+        for name, options in (shared | (extra or {})).items():
+            parser.add_argument(name, **options)
+        flags = parser.parse_args()
+        images, epochs = quick if flags.quick else full
+        flags.train_images = images if flags.train_images is None else flags.train_images
+        flags.epochs = epochs if flags.epochs is None else flags.epochs
+        return flags
+
+    @staticmethod
+    def run_example(main):
+        """Call main(); a user's mistake ends in one sentence, not in a traceback."""
+        try:
+            main()
+        except (OSError, ValueError, FloatingPointError) as error:
+            if os.environ.get("SEGSTUDIO_TRACEBACK"):
+                raise
+            sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+        except KeyboardInterrupt:
+            sys.exit(f"\n{Path(sys.argv[0]).name}: interrupted")
 
     class SemanticSegmentation(nn.Module):
-        """The experiment."""
+        """An experiment in semantic segmentation: data, network, losses, scores, loops, figures.
+
+        Semantic segmentation asks of every pixel which class it belongs to. This class holds all
+        that such an experiment needs, in the order of a lecture: §1 data, §2 network, §3 losses,
+        §4 scores, §5 training, §6 testing, §7 figures. Scripts make one, give it a pair of
+        datasets and call its training and testing methods; students subclass it and override them.
+
+        Args:
+            dl_studio: the settings, a SegStudio.
+            max_num_objects: the most objects that an image holds, 5 in the homework.
+            dataserver_train, dataserver_test: the datasets, also to be set later.
+            dataset_file_train, dataset_file_test: DLStudio's arguments, kept, unused there too.
+
+        Class Path:   SegStudio  ->  SemanticSegmentation
+        """
+
+        def __init__(
+            self, dl_studio, max_num_objects, dataserver_train=None, dataserver_test=None,
+            dataset_file_train=None, dataset_file_test=None,
+        ):  # fmt: skip
+            super().__init__()
+            self.dl_studio = dl_studio
+            self.max_num_objects = max_num_objects
+            self.dataserver_train = dataserver_train
+            self.dataserver_test = dataserver_test
+            self.binary_targets = False  # True once a net has been trained on logits
+            seed = dl_studio.seed
+            # One number from which the order of the training images of every epoch follows.
+            self.order_seed = int(torch.randint(2**31, ())) if seed is None else seed
+            self.generator = torch.Generator().manual_seed(self.order_seed)
 
         # ==== §1 DATA: PurdueShapes5MultiObject ==================================================
+
+        def load_PurdueShapes5MultiObject_dataset(self, dataserver_train, dataserver_test):
+            """Make self.train_dataloader (shuffled) and self.test_dataloader, as DLStudio does."""
+            settings = {
+                "batch_size": self.dl_studio.batch_size,
+                "num_workers": self.dl_studio.num_workers,
+            }
+            self.dataserver_train = dataserver_train
+            self.dataserver_test = dataserver_test
+            self.train_dataloader = DataLoader(
+                dataserver_train, shuffle=True, generator=self.generator, **settings
+            )
+            self.test_dataloader = DataLoader(dataserver_test, shuffle=False, **settings)
 
         # ==== §1 DATA: COCO, one object per image ================================================
 
         # ==== §2 NETWORK: mUnet ==================================================================
 
+        class mUnet(nn.Module):
+            """A U-Net with skip connections along its arms and one output channel per class.
+
+            Convolutions see a neighbourhood only, so a network that must name a shape has to look
+            at it from further away: the left arm of the "U" halves the resolution three times
+            (64 -> 32 -> 16 -> 8 pixels) until one pixel has seen the whole shape. A mask needs
+            every pixel back, so the right arm doubles it three times. What the halving forgot,
+            the place of every edge, is handed across: half of the channels of each level of the
+            left arm overwrite half of those of the same level of the right arm.
+
+            Args:
+                skip_connections: add the input of each block to its output (along the arms).
+                depth: depth // 2 blocks of each kind are made; 16 in the homework.
+                out_channels: C, the number of classes.
+                upsampling: "strided" is DLStudio's: kernels with gaps that reach one output pixel
+                    in four, all others equal the bias (homework masks are dotted, and no loss can
+                    cure it). "dense" reaches every pixel with the same parameters.
+                width: channels of the upper levels; the lower ones have twice as many.
+
+            Shape: (N, 3, H, W) -> (N, C, H, W), H and W divisible by 8.
+            Errors: ValueError for arguments out of range and for an input of another shape.
+            Source: DLStudio 2.3.6 (A. Kak): the same state dicts, bit-identical outputs;
+            U-Net: Ronneberger, Fischer and Brox, MICCAI 2015.
+
+            Class Path:   SegStudio  ->  SemanticSegmentation  ->  mUnet
+            """
+
+            class SkipBlockDN(nn.Module):
+                """Two 3x3 convolutions and a shortcut around them, for the left arm of the "U".
+
+                The shortcut lets gradients reach the early layers of a deep arm undiminished.
+                A block that changes the number of channels has one convolution at work; the
+                second exists in DLStudio's state dict, so it is kept here.
+
+                Shape: (N, in_ch, H, W) -> (N, out_ch, H, W), or (N, out_ch, H/2, W/2) with
+                downsample; out_ch is in_ch or 2 * in_ch.
+                Source: DLStudio 2.3.6; He et al., "Deep residual learning", CVPR 2016.
+                Class Path:   SegStudio  ->  SemanticSegmentation  ->  SkipBlockDN
+                """
+
+                def __init__(self, in_ch, out_ch, downsample=False, skip_connections=True):
+                    super().__init__()
+                    self.downsample = downsample
+                    self.skip_connections = skip_connections
+                    self.in_ch = in_ch
+                    self.out_ch = out_ch
+                    self.convo1 = nn.Conv2d(in_ch, out_ch, 3, stride=1, padding=1)
+                    self.convo2 = nn.Conv2d(in_ch, out_ch, 3, stride=1, padding=1)
+                    self.bn1 = nn.BatchNorm2d(out_ch)
+                    self.bn2 = nn.BatchNorm2d(out_ch)
+                    if downsample:
+                        self.downsampler = nn.Conv2d(in_ch, out_ch, 1, stride=2)
+
+                def forward(self, x):
+                    identity = x
+                    out = torch.relu(self.bn1(self.convo1(x)))  # (N, out_ch, H, W)
+                    if self.in_ch == self.out_ch:
+                        out = torch.relu(self.bn2(self.convo2(out)))
+                    if self.downsample:
+                        # The same 1x1 weights shrink both paths: they stay comparable.
+                        out = self.downsampler(out)  # (N, out_ch, H/2, W/2)
+                        identity = self.downsampler(identity)
+                    if self.skip_connections:
+                        if self.in_ch != self.out_ch:
+                            identity = torch.cat((identity, identity), dim=1)  # (N, 2*in_ch, H, W)
+                        out = out + identity
+                    return out
+
+            class SkipBlockUP(nn.Module):
+                """The mirror image of SkipBlockDN, for the right arm of the "U".
+
+                Shape: (N, in_ch, H, W) -> (N, out_ch, H, W), or (N, out_ch, 2H, 2W) with
+                upsample; out_ch is in_ch or in_ch / 2.
+                Class Path:   SegStudio  ->  SemanticSegmentation  ->  SkipBlockUP
+                """
+
+                def __init__(
+                    self, in_ch, out_ch, upsample=False, skip_connections=True, *,
+                    upsampling="strided",
+                ):  # fmt: skip
+                    super().__init__()
+                    self.upsample = upsample
+                    self.skip_connections = skip_connections
+                    self.in_ch = in_ch
+                    self.out_ch = out_ch
+                    self.dense = upsampling == "dense"
+                    self.convoT1 = nn.ConvTranspose2d(in_ch, out_ch, 3, padding=1)
+                    self.convoT2 = nn.ConvTranspose2d(in_ch, out_ch, 3, padding=1)
+                    self.bn1 = nn.BatchNorm2d(out_ch)
+                    self.bn2 = nn.BatchNorm2d(out_ch)
+                    if upsample and self.dense:
+                        self.upsampler = nn.ConvTranspose2d(in_ch, out_ch, 1)
+                    elif upsample:
+                        self.upsampler = nn.ConvTranspose2d(
+                            in_ch, out_ch, 1, stride=2, dilation=2, output_padding=1, padding=0
+                        )
+
+                def resize(self, x):
+                    x = self.upsampler(x)  # strided: (N, out_ch, 2H, 2W), 3 pixels in 4 the bias
+                    if self.dense:
+                        # Nearest-neighbour copies commute with a 1x1 convolution: the same
+                        # result as upsampling first, at a quarter of the arithmetic.
+                        x = nn.functional.interpolate(x, scale_factor=2.0)  # (N, out_ch, 2H, 2W)
+                    return x
+
+                def forward(self, x):
+                    identity = x
+                    out = torch.relu(self.bn1(self.convoT1(x)))  # (N, out_ch, H, W)
+                    if self.in_ch == self.out_ch:
+                        out = torch.relu(self.bn2(self.convoT2(out)))
+                    if self.upsample:
+                        out = self.resize(out)  # (N, out_ch, 2H, 2W)
+                        identity = self.resize(identity)
+                    if self.skip_connections:
+                        if self.in_ch != self.out_ch:
+                            identity = identity[:, self.out_ch :]  # (N, in_ch/2, H, W)
+                        out = out + identity
+                    return out
+
+            def __init__(
+                self, skip_connections=True, depth=16, *, out_channels=5, upsampling="strided",
+                width=64,
+            ):  # fmt: skip
+                super().__init__()
+                if min(depth, out_channels, width) < 1 or width % 2:
+                    raise ValueError(
+                        f"mUnet needs a depth and out_channels of 1 or more and an even width, "
+                        f"not depth={depth}, out_channels={out_channels}, width={width}"
+                    )
+                if upsampling not in ("strided", "dense"):
+                    raise ValueError(f'upsampling is "strided" or "dense", not {upsampling!r}')
+                self.arguments = {  # what predict.py needs to build the same network again
+                    "skip_connections": skip_connections, "depth": depth, "width": width,
+                    "out_channels": out_channels, "upsampling": upsampling,
+                }  # fmt: skip
+                self.depth = depth // 2
+                low, high = width, 2 * width
+
+                arm = {"skip_connections": skip_connections}
+                down = functools.partial(self.SkipBlockDN, **arm)
+                up = functools.partial(self.SkipBlockUP, **arm, upsampling=upsampling)
+                # The names carry DLStudio's widths, 64 and 128, whatever `width` is.
+                self.conv_in = nn.Conv2d(3, low, 3, padding=1)
+                self.bn1DN = nn.BatchNorm2d(low)
+                self.bn2DN = nn.BatchNorm2d(high)
+                self.skip64DN_arr = nn.ModuleList(down(low, low) for _ in range(self.depth))
+                self.skip64dsDN = down(low, low, downsample=True)
+                self.skip64to128DN = down(low, high)
+                self.skip128DN_arr = nn.ModuleList(down(high, high) for _ in range(self.depth))
+                self.skip128dsDN = down(high, high, downsample=True)
+                self.bn1UP = nn.BatchNorm2d(high)
+                self.bn2UP = nn.BatchNorm2d(low)
+                self.skip64UP_arr = nn.ModuleList(up(low, low) for _ in range(self.depth))
+                self.skip64usUP = up(low, low, upsample=True)
+                self.skip128to64UP = up(high, low)
+                self.skip128UP_arr = nn.ModuleList(up(high, high) for _ in range(self.depth))
+                self.skip128usUP = up(high, high, upsample=True)
+                # Stride 2 with dilation 2 lands every tap on even rows and columns: 1 pixel in 4.
+                gap = 1 if upsampling == "dense" else 2
+                self.conv_out = nn.ConvTranspose2d(
+                    low, out_channels, 3, stride=2, dilation=gap, output_padding=1, padding=gap
+                )
+
+            def forward(self, x):  # the tags show the homework's H = W = 64, width = 64
+                if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % 8 or x.shape[3] % 8:
+                    raise ValueError(
+                        f"mUnet takes images of shape (N, 3, H, W) with H and W divisible by 8, "
+                        f"not {tuple(x.shape)}"
+                    )
+                early = self.depth // 4
+
+                def through(blocks, x):
+                    for block in blocks:
+                        x = block(x)
+                    return x
+
+                def hand_across(saved, x):
+                    # Overwriting, not adding: half of the channels carry edges, half carry names.
+                    return torch.cat((saved, x[:, saved.shape[1] :]), dim=1)
+
+                x = nn.functional.max_pool2d(torch.relu(self.conv_in(x)), 2)  # (N, 64, 32, 32)
+                x = through(self.skip64DN_arr[:early], x)
+                saved1 = x[:, : x.shape[1] // 2]  # (N, 32, 32, 32)
+                x = self.skip64dsDN(x)  # (N, 64, 16, 16)
+                x = self.bn1DN(through(self.skip64DN_arr[early:], x))
+                saved2 = x[:, : x.shape[1] // 2]  # (N, 32, 16, 16)
+                x = self.skip64to128DN(x)  # (N, 128, 16, 16)
+                x = self.bn2DN(through(self.skip128DN_arr[:early], x))
+                saved3 = x[:, : x.shape[1] // 2]  # (N, 64, 16, 16)
+                x = through(self.skip128DN_arr[early:], x)
+                x = self.skip128dsDN(x)  # (N, 128, 8, 8), the bottom of the "U"
+                x = self.skip128usUP(x)  # (N, 128, 16, 16)
+                x = hand_across(saved3, through(self.skip128UP_arr[:early], x))
+                # DLStudio applies the same first blocks again here; the others never learn.
+                x = through(self.skip128UP_arr[:early], self.bn1UP(x))
+                x = self.skip128to64UP(x)  # (N, 64, 16, 16)
+                x = hand_across(saved2, through(self.skip64UP_arr[early:], x))
+                x = self.skip64usUP(self.bn2UP(x))  # (N, 64, 32, 32)
+                x = hand_across(saved1, through(self.skip64UP_arr[:early], x))
+                return self.conv_out(x)  # (N, C, 64, 64)
+
+        SkipBlockDN = mUnet.SkipBlockDN
+        SkipBlockUP = mUnet.SkipBlockUP
+        mUNet = mUnet  # the spelling of DLStudio 2.5.8
+
         # ==== §3 LOSSES ==========================================================================
+
+        class SegmentationLoss(nn.Module):
+            """DLStudio's first loss, kept for scripts that name it: channel 0 against every mask.
+
+            The squared error of the first output channel against each mask plane, summed over the
+            planes and averaged over the images. It never looks at the other output channels, so it
+            cannot teach a network to tell shapes apart: a good example of a loss that goes down
+            without the task being learned. DLStudio looped over the batch size where the number
+            of planes was meant; here every plane counts.
+
+            Shape: output (N, C, H, W) float, mask (N, C, H, W) -> scalar.
+            Errors: ValueError, printing both shapes, where they differ.
+            Source: DLStudio 2.3.6.
+
+            Class Path:   SegStudio  ->  SemanticSegmentation  ->  SegmentationLoss
+            """
+
+            def __init__(self, batch_size=None):
+                super().__init__()
+                self.batch_size = batch_size  # DLStudio's argument; any batch size works
+
+            def forward(self, output, mask_tensor):
+                if output.shape != mask_tensor.shape or not output.is_floating_point():
+                    raise ValueError(
+                        f"SegmentationLoss takes a float output and a mask of the same shape, not "
+                        f"{tuple(output.shape)} {output.dtype} and "
+                        f"{tuple(mask_tensor.shape)} {mask_tensor.dtype}"
+                    )
+                with torch.autocast(output.device.type, enabled=False):
+                    output = output.to(torch.promote_types(output.dtype, torch.float32))
+                    error = (output[:, :1] - mask_tensor) ** 2  # (N, C, H, W)
+                    return error.mean(dim=(2, 3)).sum(dim=1).mean()
+
+        class SegmentationLossComb(nn.Module):
+            """base + dice_scale * Dice: every pixel's value, and the overlap of the whole mask.
+
+            MSE and MAE weigh each pixel alike, so a picture that is mostly background teaches
+            mostly background. Dice looks at the overlap, whatever the object's size, but says
+            little about the value of a pixel. A sum can have both, if the scale lets both speak:
+            the homework tries 200, 300 and 400, because its MSE is in the hundreds where Dice is
+            near 1. Watch the gradient norms that training writes to losses.csv: equal losses need
+            not pull equally.
+
+            Args:
+                batch_size: accepted because the homework's code passes it; not used.
+                dice_scale: the weight of the Dice term.
+                base: "mse" (the shapes) or "mae" (the COCO task).
+                form: of the Dice term, see SegmentationLossDice.
+
+            Shape: output (N, C, H, W) float, mask (N, C, H, W) -> scalar.
+            Errors: ValueError for an unknown base or form, and where the shapes differ.
+            Source: Purdue ECE60146, homework 7 (Spring 2024).
+
+            Class Path:   SegStudio  ->  SemanticSegmentation  ->  SegmentationLossComb
+            """
+
+            class SegmentationLossMSE(nn.Module):
+                """Mean squared error between output and mask values: the homework's first loss.
+
+                Its gradient grows with the error, which makes large masks values (0..250) learn
+                fast, and 0/255 masks blow up (see Examples/coco_exploding_mse.py).
+
+                Formula: mean over all pixels of (p - m)**2. Bounds: 0 to infinity.
+                Shape: output (N, C, H, W) float, mask (N, C, H, W) -> scalar.
+                Errors: ValueError, printing both shapes, where they differ.
+
+                Class Path:   SegStudio  ->  SemanticSegmentation  ->  SegmentationLossMSE
+                """
+
+                def __init__(self, batch_size=None):
+                    super().__init__()
+                    self.batch_size = batch_size
+
+                def forward(self, output, mask):
+                    if output.shape != mask.shape or not output.is_floating_point():
+                        raise ValueError(
+                            f"SegmentationLossMSE takes a float output and a mask of the same "
+                            f"shape, not {tuple(output.shape)} {output.dtype} and "
+                            f"{tuple(mask.shape)} {mask.dtype}"
+                        )
+                    with torch.autocast(output.device.type, enabled=False):
+                        output = output.to(torch.promote_types(output.dtype, torch.float32))
+                        return nn.functional.mse_loss(output, mask.to(output.dtype))
+
+            class SegmentationLossMAE(nn.Module):
+                """Mean absolute error: every wrong pixel pulls with the same force.
+
+                The gradient is the sign of the error, so it cannot explode on 0/255 masks, where
+                MSE does. The price: it points to the median, and the median pixel is background.
+
+                Formula: mean over all pixels of |p - m|. Bounds: 0 to infinity.
+                Shape: output (N, C, H, W) float, mask (N, C, H, W) -> scalar.
+                Errors: ValueError, printing both shapes, where they differ.
+
+                Class Path:   SegStudio  ->  SemanticSegmentation  ->  SegmentationLossMAE
+                """
+
+                def __init__(self, batch_size=None):
+                    super().__init__()
+                    self.batch_size = batch_size
+
+                def forward(self, output, mask):
+                    if output.shape != mask.shape or not output.is_floating_point():
+                        raise ValueError(
+                            f"SegmentationLossMAE takes a float output and a mask of the same "
+                            f"shape, not {tuple(output.shape)} {output.dtype} and "
+                            f"{tuple(mask.shape)} {mask.dtype}"
+                        )
+                    with torch.autocast(output.device.type, enabled=False):
+                        output = output.to(torch.promote_types(output.dtype, torch.float32))
+                        return nn.functional.l1_loss(output, mask.to(output.dtype))
+
+            class SegmentationLossDice(nn.Module):
+                """One minus the Dice overlap of output p and mask m, in three forms in use.
+
+                Dice = 2 |P and M| / (|P| + |M|) is a score of two sets. To train with it, sums of
+                products stand in for the set sizes, and the three usual ways differ a lot:
+
+                "pixelwise" (the homework report): mean over pixels of 1 - (2pm + 1)/(p + m + 1).
+                    No sum inside the fraction, so no overlap is measured. It has a pole at
+                    p + m = -1, where its sign flips, and no lower bound: p = m = 50 gives -48.5.
+                    A pixel with m = 0 costs p/(p + 1): false positives do count.
+                "squared" (the handout): per image and channel 1 - 2 sum(pm)/(sum(pp) + sum(mm) +
+                    eps), then the mean. From 0 (p = m) to 2 (p = -m); no pole. On a channel
+                    without the class it is 1 whatever p is: zero gradient, unpunished.
+                "linear" (most libraries): per image and channel 1 - (2 sum(pm) + s)/(sum(p) +
+                    sum(m) + s), s = smooth. For p, m in [0, 1] only: there it is 0 to 1, and on an
+                    empty channel sum(p)/(sum(p) + s), which does punish. On 250-valued masks a
+                    perfect match gives -249, and negative outputs bring a pole.
+
+                Shape: output (N, C, H, W) float, mask (N, C, H, W) -> scalar.
+                Errors: ValueError for an unknown form, and where the shapes differ.
+                Source: Milletari et al., "V-Net", 3DV 2016 ("squared"); homework 7 and its report.
+
+                Class Path:   SegStudio  ->  SemanticSegmentation  ->  SegmentationLossDice
+                """
+
+                def __init__(self, batch_size=None, form="pixelwise", *, smooth=1.0, eps=1e-6):
+                    super().__init__()
+                    if form not in ("pixelwise", "squared", "linear"):
+                        raise ValueError(
+                            f'form is "pixelwise", "squared" or "linear", not {form!r}'
+                        )
+                    self.batch_size = batch_size
+                    self.form = form
+                    self.smooth = smooth
+                    self.eps = eps
+
+                def forward(self, output, mask):
+                    if output.shape != mask.shape or not output.is_floating_point():
+                        raise ValueError(
+                            f"SegmentationLossDice takes a float output and a mask of the same "
+                            f"shape, not {tuple(output.shape)} {output.dtype} and "
+                            f"{tuple(mask.shape)} {mask.dtype}"
+                        )
+                    with torch.autocast(output.device.type, enabled=False):
+                        p = output.to(torch.promote_types(output.dtype, torch.float32))
+                        m = mask.to(p.dtype)
+                        if self.form == "pixelwise":
+                            return (1 - (2 * p * m + 1) / (p + m + 1)).mean()
+                        overlap = 2 * (p * m).sum(dim=(2, 3))  # (N, C)
+                        if self.form == "squared":
+                            size = (p * p + m * m).sum(dim=(2, 3))  # (N, C)
+                            return (1 - overlap / (size + self.eps)).mean()
+                        size = (p + m).sum(dim=(2, 3))  # (N, C)
+                        return (1 - (overlap + self.smooth) / (size + self.smooth)).mean()
+
+            def __init__(self, batch_size=None, dice_scale=200, base="mse", form="pixelwise"):
+                super().__init__()
+                bases = {"mse": self.SegmentationLossMSE, "mae": self.SegmentationLossMAE}
+                if base not in bases:
+                    raise ValueError(f'base is "mse" or "mae", not {base!r}')
+                self.batch_size = batch_size
+                self.dice_scale = dice_scale
+                self.base_name = base
+                self.base = bases[base]()
+                self.dice = self.SegmentationLossDice(form=form)
+
+            def terms(self, output, mask):
+                """The summands of the loss by name, so that training can watch each of them."""
+                return {
+                    self.base_name: self.base(output, mask),
+                    "dice": self.dice_scale * self.dice(output, mask),
+                }
+
+            def forward(self, output, mask):
+                terms = self.terms(output, mask)
+                self.latest = {name: term.detach() for name, term in terms.items()}
+                return sum(terms.values())
+
+        SegmentationLossMSE = SegmentationLossComb.SegmentationLossMSE
+        SegmentationLossMAE = SegmentationLossComb.SegmentationLossMAE
+        SegmentationLossDice = SegmentationLossComb.SegmentationLossDice
+
+        class SegmentationLossBCEDice(nn.Module):
+            """Binary cross entropy plus linear Dice on probabilities: what the field trains with.
+
+            The network's output is read as a logit, "how sure am I that this pixel is in the
+            mask", and sigmoid makes it a probability. Cross entropy then judges each pixel with a
+            gradient that is never flat where the answer is wrong; Dice judges the overlap, so a
+            small star counts as much as a large rectangle. Both are of size 1: no scale to tune.
+
+            Formula: mean BCE(sigmoid(p), m) + dice_scale * mean over images and channels of
+            1 - (2 sum(qm) + 1)/(sum(q) + sum(m) + 1), q = sigmoid(p). From 0 to infinity; on an
+            empty channel both terms push q to 0.
+
+            Shape: output (N, C, H, W) float logits, mask (N, C, H, W) of 0 and 1 -> scalar.
+            Errors: ValueError for masks with other values (divide by the mask value, or compare
+            with 0, first), and where the shapes differ.
+            Source: Isensee et al., "nnU-Net", Nature Methods 2021.
+
+            Class Path:   SegStudio  ->  SemanticSegmentation  ->  SegmentationLossBCEDice
+            """
+
+            binary_targets = True  # training hands over masks of 0 and 1; a pixel is set at p > 0
+
+            def __init__(self, batch_size=None, dice_scale=1.0, smooth=1.0):
+                super().__init__()
+                self.batch_size = batch_size
+                self.dice_scale = dice_scale
+                self.smooth = smooth
+
+            def terms(self, output, mask):
+                """The summands of the loss by name, so that training can watch each of them."""
+                if output.shape != mask.shape or not output.is_floating_point():
+                    raise ValueError(
+                        f"SegmentationLossBCEDice takes float logits and a mask of the same shape, "
+                        f"not {tuple(output.shape)} {output.dtype} and "
+                        f"{tuple(mask.shape)} {mask.dtype}"
+                    )
+                with torch.autocast(output.device.type, enabled=False):
+                    p = output.to(torch.promote_types(output.dtype, torch.float32))
+                    m = mask.to(p.dtype)
+                    bce = nn.functional.binary_cross_entropy_with_logits(p, m)
+                    q = torch.sigmoid(p)
+                    overlap = 2 * (q * m).sum(dim=(2, 3))  # (N, C)
+                    size = (q + m).sum(dim=(2, 3))  # (N, C)
+                    dice = (1 - (overlap + self.smooth) / (size + self.smooth)).mean()
+                    return {"bce": bce, "dice": self.dice_scale * dice}
+
+            def forward(self, output, mask):
+                # Reading the values would stall a GPU at every iteration, so the CPU checks alone.
+                if mask.is_cpu and mask.numel() and not 0 <= mask.min() <= mask.max() <= 1:
+                    raise ValueError(
+                        f"SegmentationLossBCEDice takes masks of 0 and 1, not values up to "
+                        f"{mask.max():g}: compare the mask with 0 first"
+                    )
+                terms = self.terms(output, mask)
+                self.latest = {name: term.detach() for name, term in terms.items()}
+                return sum(terms.values())
 
         # ==== §4 SCORES ==========================================================================
 
+        class SegmentationScores:
+            """IoU, Dice, pixel accuracy and boundary F1, counted exactly over a whole test set.
+
+            A loss says what training minimizes; a score says whether the masks are right, on a
+            scale that any two networks share. All scores here come from counts that add up over
+            batches (and processes), and are divided once, at the end: a mean of batch means would
+            weigh a nearly empty batch like a full one.
+
+            For each class, over all pixels of all images: with I the pixels set in both prediction
+            and truth, P those set in the prediction, M those set in the truth,
+            IoU = I/(P + M - I), Dice = 2I/(P + M), pixel accuracy = share of pixels where both
+            agree. Background is most of a picture, so pixel accuracy is near 1 for a network
+            that predicts nothing: IoU is the usual score. Boundary F1 is the harmonic mean of the
+            shares of predicted boundary pixels within 1 pixel of a true one, and the reverse; a
+            boundary pixel is a set pixel with an unset one above, below, left or right of it.
+
+            The mean is the mean over classes; a class that neither prediction nor truth has in any
+            image has no score and is left out. The per-image mean IoU is over all pairs of image
+            and class; a pair that both lack is left out, one that only the prediction has is 0.
+
+            Shape: update takes pred and mask (N, C, H, W) bool. Class k is channel k; with one
+            channel and `category` (N,), an image's counts go to the class category[n].
+            Errors: ValueError where the shapes differ.
+            Source: Csurka et al., "What is a good evaluation measure for semantic
+            segmentation?", BMVC 2013 (boundary F1).
+
+            Class Path:   SegStudio  ->  SemanticSegmentation  ->  SegmentationScores
+            """
+
+            metrics = ("iou", "dice", "pixel_accuracy", "boundary_f1")
+            titles = ("IoU", "Dice", "pixel accuracy", "boundary F1")
+
+            def __init__(self, class_names):
+                self.class_names = tuple(class_names)
+                # Columns of one class: I, P, M, agreeing pixels, all pixels; boundary pixels of the
+                # prediction: matched, all; of the truth: matched, all; IoUs of images: sum, number.
+                self.counts = torch.zeros(len(self.class_names), 11, dtype=torch.float64)
+                self.images = 0
+
+            @staticmethod
+            def boundary(mask):
+                """Set pixels with an unset 4-neighbour inside the picture, (N, C, H, W) bool."""
+                unset = (~mask).float()
+                above_below = nn.functional.max_pool2d(unset, (3, 1), 1, (1, 0))
+                left_right = nn.functional.max_pool2d(unset, (1, 3), 1, (0, 1))
+                return mask & (torch.maximum(above_below, left_right) > 0)
+
+            def update(self, pred, mask, category=None):
+                """Count one batch; returns each image's mean IoU (N,), nan where it has no class."""
+                if pred.shape != mask.shape or pred.dim() != 4:
+                    raise ValueError(
+                        f"scores need pred and mask of one shape (N, C, H, W), not "
+                        f"{tuple(pred.shape)} and {tuple(mask.shape)}"
+                    )
+                if category is None and pred.shape[1] != len(self.class_names):
+                    raise ValueError(
+                        f"{pred.shape[1]} channels cannot be scored as the "
+                        f"{len(self.class_names)} classes {', '.join(self.class_names)}"
+                    )
+                pred, mask = pred.bool(), mask.bool()
+                pred_edge, mask_edge = self.boundary(pred), self.boundary(mask)
+                near_pred = nn.functional.max_pool2d(pred_edge.float(), 3, 1, 1) > 0
+                near_mask = nn.functional.max_pool2d(mask_edge.float(), 3, 1, 1) > 0
+                planes = (
+                    pred & mask, pred, mask, pred == mask, torch.ones_like(mask),
+                    pred_edge & near_mask, pred_edge, mask_edge & near_pred, mask_edge,
+                )  # fmt: skip
+                counts = torch.stack([p.sum(dim=(2, 3)) for p in planes], dim=-1)  # (N, C, 9)
+                counts = counts.double().cpu()
+                union = counts[..., 1] + counts[..., 2] - counts[..., 0]  # (N, C)
+                seen = (union > 0).double()
+                iou = counts[..., 0] / union.clamp(min=1)
+                counts = torch.cat((counts, (iou * seen)[..., None], seen[..., None]), dim=-1)
+                if category is None:
+                    self.counts += counts.sum(dim=0)
+                else:
+                    self.counts.index_add_(0, category.cpu(), counts.sum(dim=1))
+                self.images += len(pred)
+                return (iou * seen).sum(dim=1) / seen.sum(dim=1)
+
+            def __add__(self, other):
+                """The scores over two disjoint sets of images, for example of two processes."""
+                total = type(self)(self.class_names)
+                total.counts = self.counts + other.counts
+                total.images = self.images + other.images
+                return total
+
+            def compute(self):
+                """All scores as a dict of floats, per class and their mean; None: no such pixel."""
+                i, p, m, agree, pixels, hit, edge, found, true_edge, iou_sum, pairs = self.counts.T
+                precision, recall = hit / edge.clamp(min=1), found / true_edge.clamp(min=1)
+                f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+                f1[edge + true_edge == 0] = torch.nan
+                scores = torch.stack((i / (p + m - i), 2 * i / (p + m), agree / pixels, f1), dim=1)
+
+                def number(value):
+                    return None if math.isnan(value) else float(value)
+
+                mean = {
+                    f"mean_{name}" if name in ("iou", "dice") else name: number(column.nanmean())
+                    for name, column in zip(self.metrics, scores.T, strict=True)
+                }
+                return {
+                    **mean,
+                    "per_image_mean_iou": number(iou_sum.sum() / pairs.sum()),
+                    "images": self.images,
+                    "classes": {
+                        name: dict(zip(self.metrics, map(number, row), strict=True))
+                        for name, row in zip(self.class_names, scores, strict=True)
+                    },
+                }
+
+            def table(self, before=None):
+                """The scores as text; with `before` (other scores), each cell is before -> now."""
+
+                def rows(scores):
+                    found = scores.compute()
+                    mean = [found["mean_iou"], found["mean_dice"], found["pixel_accuracy"]]
+                    lines = [[*row.values()] for row in found["classes"].values()]
+                    return [*lines, [*mean, found["boundary_f1"]]]
+
+                def cell(value):
+                    return "  -  " if value is None else f"{value:.3f}"
+
+                width = 16 if before is not None else 11
+                now = rows(self)
+                then = rows(before) if before is not None else now
+                names = [*self.class_names, "mean"]
+                lines = [f"{'':14}" + "".join(f"{title:>{width}}" for title in self.titles)]
+                for name, old, new in zip(names, then, now, strict=True):
+                    cells = [
+                        cell(n) if before is None else f"{cell(o)} -> {cell(n)}"
+                        for o, n in zip(old, new, strict=True)
+                    ]
+                    lines.append(f"{name:14}" + "".join(f"{c:>{width}}" for c in cells))
+                per_image = self.compute()["per_image_mean_iou"]
+                lines.append(
+                    f"per-image mean IoU {cell(per_image)}, over {self.images} images "
+                    f"(pairs of image and class that both lack the class are left out)"
+                )
+                return "\n".join(lines)
+
+            __str__ = table
+
         # ==== §5 TRAINING ========================================================================
+
+        class TrainingHistory:
+            """What training reports, one row for each interval: losses, seconds, scores.
+
+            A row is a dict with epoch, iteration (counted over all epochs), seconds (of training
+            alone), loss (mean over the interval) and learning_rate; a loss of several terms adds
+            each term's mean and the norm of its gradient (grad_norm_...), an evaluation its scores.
+            losses.csv in the run's folder is this table.
+
+            Class Path:   SegStudio  ->  SemanticSegmentation  ->  TrainingHistory
+            """
+
+            def __init__(self, loss_name):
+                self.loss_name = loss_name
+                self.rows = []
+                self.iterations = 0
+                self.seconds = 0.0
+
+            @property
+            def losses(self):
+                """The mean loss of each reporting interval, as DLStudio printed it."""
+                return [loss for _, loss in self.column("loss")]
+
+            def column(self, name):
+                """[(iteration, value), ...] of the rows that have a value of that name."""
+                return [(row["iteration"], row[name]) for row in self.rows if name in row]
+
+            def add(self, **values):
+                """Add to the row of this iteration, or begin it."""
+                if self.rows and self.rows[-1]["iteration"] == self.iterations:
+                    self.rows[-1].update(values)
+                else:
+                    row = {"iteration": self.iterations, "seconds": round(self.seconds, 3)}
+                    self.rows.append(row | values)
+
+            def write_csv(self, path):
+                """Write the rows as a table; a cell without a value stays empty."""
+                names = list(dict.fromkeys(name for row in self.rows for name in row))
+                with Path(path).open("w", newline="", encoding="utf-8") as file:
+                    table = csv.DictWriter(file, names)
+                    table.writeheader()
+                    table.writerows(self.rows)
+
+        class TrainingLoop:
+            """The one loop that trains: batches in, reports and checkpoints out.
+
+            A network learns by repeating five steps: predict, measure the loss, compute how each
+            weight changed it (backward), and move every weight a little against that. The rest
+            of this class is bookkeeping around these steps in `run`: time, reports, checkpoints.
+            Its arguments are those of custom_run_code_for_training_for_semantic_segmentation,
+            which is the way in, with the objects made.
+
+            Class Path:   SegStudio  ->  SemanticSegmentation  ->  TrainingLoop
+            """
+
+            def __init__(self, dl_studio, net, criterion, loader, history, **options):
+                self.dl_studio = dl_studio
+                self.device = dl_studio.device
+                self.net = net
+                self.criterion = criterion
+                self.loader = loader
+                self.history = history
+                vars(self).update(options)
+                self.binary = getattr(criterion, "binary_targets", False)
+                self.epochs_done = 0
+                self.total = None if self.max_seconds else dl_studio.epochs * len(loader)
+                self.losses = torch.zeros(self.report_every, device=self.device)
+                self.terms = defaultdict(float)
+                self.count = 0  # iterations since the last report
+
+            def run(self):
+                """Train to the end of the last epoch, or of the time; returns the history."""
+                self.clock = time.perf_counter() - self.history.seconds
+                self.net.train()
+                with tqdm(
+                    total=self.total, initial=self.history.iterations, disable=None,
+                    dynamic_ncols=True, unit="iteration", leave=False,
+                ) as bar:  # fmt: skip
+                    while not self._finished():
+                        if self.generator is not None:  # the same order of images after a resume
+                            self.generator.manual_seed(self.order_seed + self.epochs_done)
+                        for batch in self.loader:
+                            self._iterate(batch)
+                            bar.update()
+                            self._after_iteration(bar)
+                            if self._finished():
+                                break
+                        self._report()
+                        self.epochs_done += 1
+                        self._save_checkpoint()
+                return self.history
+
+            def _iterate(self, batch):
+                images = batch["image"].to(self.device, non_blocking=True)  # (N, 3, H, W)
+                masks = batch["mask_tensor"].to(self.device, non_blocking=True).float()
+                if self.binary:
+                    masks = (masks > 0).float()
+                if self.augment is not None:
+                    images, masks = self.augment(images, masks)
+                images = images.contiguous(memory_format=self.memory_format)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                    output = self.net(images)  # (N, C, H, W)
+                    loss = self.criterion(output, masks)
+                self.losses[self.count] = loss.detach()
+                self._stop_unless_finite(output)
+                if self.count + 1 == self.report_every and hasattr(self.criterion, "terms"):
+                    self._weigh_terms(output, masks)
+                self.optimizer.zero_grad()
+                loss.backward()
+                if self.clip_grad_norm is not None:
+                    nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_grad_norm)
+                self.optimizer.step()
+                for name, value in getattr(self.criterion, "latest", {}).items():
+                    self.terms[name] += value
+                self.count += 1
+                self.history.iterations += 1
+                self.history.seconds = time.perf_counter() - self.clock
+
+            def _after_iteration(self, bar):
+                self._step_scheduler()
+                if self.history.iterations in (3, 13) and self.total is not None:
+                    self._estimate_time()
+                if self.device.type == "cpu":  # elsewhere, reading the loss would stall the GPU
+                    bar.set_postfix(loss=f"{self.losses[self.count - 1]:.4g}", refresh=False)
+                if self.count == self.report_every:
+                    self._report()
+                if self.evaluate_every and self.history.iterations % self.evaluate_every == 0:
+                    with self._off_the_clock():
+                        scores = self.evaluate(self.net).compute()
+                        names = ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_f1")
+                        self.history.add(**{name: scores[name] for name in names})
+
+            def _finished(self):
+                if self.max_seconds:
+                    return self.history.seconds >= self.max_seconds
+                return self.history.iterations >= self.total
+
+            @contextlib.contextmanager
+            def _off_the_clock(self):
+                paused = time.perf_counter()
+                yield
+                self.clock += time.perf_counter() - paused
+
+            def _step_scheduler(self):
+                if self.scheduler is None:
+                    return
+                if hasattr(self.scheduler, "step"):
+                    self.scheduler.step()
+                    return
+                if self.max_seconds:
+                    done = self.history.seconds / self.max_seconds
+                else:
+                    done = self.history.iterations / self.total
+                for group in self.optimizer.param_groups:
+                    group.setdefault("initial_lr", group["lr"])
+                    group["lr"] = group["initial_lr"] * self.scheduler(min(done, 1.0))
+
+            def _stop_unless_finite(self, output):
+                # A GPU is asked once in 50 iterations: every question makes it wait for the answer.
+                last = self.count + 1 == self.report_every
+                if self.device.type != "cpu" and not last and self.count % 50:
+                    return
+                losses = self.losses[: self.count + 1]
+                bad = (~torch.isfinite(losses)).nonzero()
+                if len(bad):
+                    iteration = self.history.iterations - self.count + int(bad[0]) + 1
+                    low, high = output.detach().float().aminmax()
+                    raise FloatingPointError(
+                        f"the {self.history.loss_name} loss became {losses[bad[0].item()]:g} at "
+                        f"iteration {iteration} (outputs from {low:.4g} to {high:.4g}), so "
+                        f"training stopped and saved nothing over an older model: try a learning rate ten "
+                        f"times smaller than {self.optimizer.param_groups[0]['lr']:g}, "
+                        f"clip_grad_norm=1.0, masks of 0/1, or another loss"
+                    )
+
+            def _weigh_terms(self, output, masks):
+                """How hard each term of the loss pulls at the weights, in this one batch."""
+                weights = [p for p in self.net.parameters() if p.requires_grad]
+                for name, term in self.criterion.terms(output, masks).items():
+                    gradients = torch.autograd.grad(
+                        term, weights, retain_graph=True, allow_unused=True
+                    )
+                    norms = [g.norm() for g in gradients if g is not None]
+                    self.terms[f"grad_norm_{name}"] = torch.stack(norms).norm() * self.count
+
+            def _estimate_time(self):
+                if self.history.iterations == 3:  # the first two also pay for memory and caches
+                    self.third = self.history.seconds
+                    return
+                each = (self.history.seconds - self.third) / 10
+                left = (self.total - self.history.iterations) * each
+                self.dl_studio.log(
+                    f"Training takes about {left / 60:.1f} more minutes: {self.total} iterations "
+                    f"of {1000 * each:.0f} ms (measured on iterations 4-13)"
+                )
+
+            def _report(self):
+                if self.count == 0:
+                    return
+                self.epochs = self.dl_studio.epochs if self.total else "?"
+                loss = self.losses[: self.count].mean().item()
+                per_epoch = len(self.loader)
+                row = {"epoch": self.epochs_done + 1, "loss": loss}
+                row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+                row |= {name: float(value) / self.count for name, value in self.terms.items()}
+                self.history.add(**row)
+                self.dl_studio.log(
+                    f"[epoch={row['epoch']}/{self.epochs}, "
+                    f"iter={self.history.iterations - self.epochs_done * per_epoch:4d}  "
+                    f"elapsed_time={self.history.seconds:3.0f} secs]   "
+                    f"{self.history.loss_name} loss: {loss:.3f}"
+                )
+                self.count = 0
+                self.terms.clear()
+                with self._off_the_clock():
+                    run_dir = self.dl_studio.run_dir
+                    self.dl_studio.write_whole(run_dir / "losses.csv", self.history.write_csv)
+                    if self.on_report is not None:
+                        self.on_report(self.history, self.net)
+
+            # -- checkpoints: written after each epoch, removed at the end ------------------------
+
+            def _parts(self):
+                parts = {"net": self.net, "optimizer": self.optimizer}
+                if hasattr(self.scheduler, "state_dict"):
+                    parts["scheduler"] = self.scheduler
+                return parts
+
+            def _save_checkpoint(self):
+                state = {name: part.state_dict() for name, part in self._parts().items()}
+                state["history"] = vars(self.history)
+                state["epochs_done"] = self.epochs_done
+                state["order_seed"] = self.order_seed
+                state["random"] = torch.get_rng_state()
+                path = self.dl_studio.run_dir / "checkpoint.pt"
+                with self._off_the_clock():
+                    self.dl_studio.write_whole(path, lambda part: torch.save(state, part))
+
+            def load_checkpoint(self):
+                """Go on where an interrupted run of this name stopped; without one, do nothing."""
+                path = self.dl_studio.run_dir / "checkpoint.pt"
+                if not path.exists():
+                    return
+                state = torch.load(path, map_location=self.device, weights_only=True)
+                for name, part in self._parts().items():
+                    part.load_state_dict(state[name])
+                vars(self.history).update(state["history"])
+                self.epochs_done = state["epochs_done"]
+                self.order_seed = state["order_seed"]
+                torch.set_rng_state(state["random"].cpu())
+                self.dl_studio.log(f"Resuming after epoch {self.epochs_done}, from {path}")
+
+        def run_code_for_training_for_semantic_segmentation(self, net, **options):
+            """Train with the mean squared error, as DLStudio does; returns the TrainingHistory.
+
+            The options are those of custom_run_code_for_training_for_semantic_segmentation.
+            """
+            return self.custom_run_code_for_training_for_semantic_segmentation(
+                net, loss_type="MSE", **options
+            )
+
+        def custom_run_code_for_training_for_semantic_segmentation(
+            self, net, loss_type="MSE", dice_scale=1.0, *, dice_form="pixelwise", optimizer=None,
+            scheduler=None, precision="fp32", evaluate_every=None, held_out=0.1, report_every=500,
+            augment=None, max_seconds=None, clip_grad_norm=None, channels_last=False,
+            on_report=None, resume=False,
+        ):  # fmt: skip
+            """Train `net` on self.train_dataloader with a loss of your choice, then save it.
+
+            `net` itself is trained, on the device of the settings, and stays there. The weights go
+            to model.pt in the run's folder, and to path_saved_model where that is set.
+
+            Args:
+                loss_type: "MSE", "MAE", "Dice", "Combined" (MSE + dice_scale * Dice),
+                    "MAE+Dice", "BCEDice" (the outputs become logits), or any nn.Module that
+                    takes (output, mask).
+                dice_scale: weight of the Dice term in the combined losses.
+                dice_form: "pixelwise", "squared" or "linear", see SegmentationLossDice.
+                optimizer: a torch optimizer, or a callable that makes one of the parameters, such
+                    as functools.partial(torch.optim.AdamW, lr=1e-3). None: SGD with the settings'
+                    learning_rate and momentum.
+                scheduler: a torch scheduler (or a callable that makes one of the optimizer's
+                    class) stepped after each iteration, or a function of the fraction of training
+                    done, 0 to 1, that returns the factor on the learning rate.
+                precision: "fp32", "bf16", or "auto": bf16 where the device has it in hardware.
+                evaluate_every: score a held-out part after every so many iterations.
+                held_out: share of the training images that evaluate_every keeps out of training.
+                report_every: iterations between two reports, 500 in DLStudio.
+                augment: a function of a batch (images, masks) that returns a changed batch.
+                max_seconds: train for this time (evaluations not counted) instead of epochs.
+                clip_grad_norm: scale gradients of a larger norm down to it.
+                channels_last: the memory order that modern CPUs and GPUs convolve faster.
+                on_report: called with (history, net) after each report.
+                resume: go on from checkpoint.pt of this run's folder, where there is one.
+
+            Errors: ValueError for an impossible argument; FloatingPointError when the loss is not
+            finite, naming the iteration, with nothing overwritten.
+
+            Class Path:   SegStudio  ->  SemanticSegmentation
+            """
+            dls = self.dl_studio
+            criterion, loss_name = self._make_loss(loss_type, dice_scale, dice_form)
+            loader, held_out_loader = self.train_dataloader, None
+            if report_every < 1:
+                raise ValueError(f"report_every is 1 or more iterations, not {report_every!r}")
+            if evaluate_every is not None:
+                loader, held_out_loader = self._hold_out(held_out)
+            net.to(dls.device)
+            if channels_last:
+                net.to(memory_format=torch.channels_last)
+            if optimizer is None:
+                optimizer = functools.partial(
+                    torch.optim.SGD, lr=dls.learning_rate, momentum=dls.momentum
+                )
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                optimizer = optimizer(net.parameters())
+            self.binary_targets = getattr(criterion, "binary_targets", False)
+            history = self.TrainingHistory(loss_name)
+            loop = self.TrainingLoop(
+                dls, net, criterion.to(dls.device), loader, history,
+                optimizer=optimizer, scheduler=scheduler, bf16=self._use_bf16(precision),
+                evaluate_every=evaluate_every, report_every=report_every, augment=augment,
+                max_seconds=max_seconds, clip_grad_norm=clip_grad_norm, on_report=on_report,
+                memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+                evaluate=functools.partial(self.score, dataloader=held_out_loader),
+                generator=self.generator if loader.generator is self.generator else None,
+                order_seed=self.order_seed,
+            )  # fmt: skip
+            if resume:
+                loop.load_checkpoint()
+            self._write_settings(net, criterion, loop)
+            dls.log(f"Training on {self._name_device()} with the {loss_name} loss")
+            loop.run()
+            dls.log("\nFinished Training\n")
+            self.save_model(net)
+            self._save_loss_figure(history)
+            (dls.run_dir / "checkpoint.pt").unlink(missing_ok=True)
+            return history
+
+        def _make_loss(self, loss_type, dice_scale, dice_form):
+            """The loss module and its name in the printed lines."""
+            if isinstance(loss_type, nn.Module):
+                return loss_type, type(loss_type).__name__
+            combined = functools.partial(
+                self.SegmentationLossComb, dice_scale=dice_scale, form=dice_form
+            )
+            makers = {
+                "mse": (self.SegmentationLossMSE, "MSE"),
+                "mae": (self.SegmentationLossMAE, "MAE"),
+                "dice": (functools.partial(self.SegmentationLossDice, form=dice_form), "Dice"),
+                "combined": (combined, f"MSE+{dice_scale:g}*Dice"),
+                "mae+dice": (functools.partial(combined, base="mae"), f"MAE+{dice_scale:g}*Dice"),
+                "bcedice": (self.SegmentationLossBCEDice, "BCE+Dice"),
+            }
+            if str(loss_type).lower() not in makers:
+                raise ValueError(
+                    f'loss_type is "MSE", "MAE", "Dice", "Combined", "MAE+Dice", "BCEDice" or an '
+                    f"nn.Module, not {loss_type!r}"
+                )
+            maker, name = makers[str(loss_type).lower()]
+            return maker(), name
+
+        def _use_bf16(self, precision):
+            if precision not in ("fp32", "bf16", "auto"):
+                raise ValueError(f'precision is "fp32", "bf16" or "auto", not {precision!r}')
+            if precision != "auto":
+                return precision == "bf16"
+            if self.dl_studio.device.type == "cuda":
+                return torch.cuda.is_bf16_supported(including_emulation=False)
+            return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+        def _hold_out(self, share):
+            """The training loader without, and a loader of, a fixed part of the training images."""
+            loader = self.train_dataloader
+            number = round(len(loader.dataset) * share)
+            if not 0 < number < len(loader.dataset):
+                raise ValueError(
+                    f"held_out={share} of {len(loader.dataset)} training images leaves none on "
+                    f"one side: give more images or another share"
+                )
+            order = torch.randperm(
+                len(loader.dataset), generator=torch.Generator().manual_seed(0)
+            ).tolist()
+            # Not drawn from self.generator: every run of a comparison holds out the same images.
+            kept = torch.utils.data.Subset(loader.dataset, sorted(order[number:]))
+            out = torch.utils.data.Subset(loader.dataset, sorted(order[:number]))
+            workers = loader.num_workers
+            return (
+                DataLoader(
+                    kept, loader.batch_size, shuffle=True, num_workers=workers,
+                    generator=loader.generator,
+                ),
+                DataLoader(out, loader.batch_size, num_workers=workers),
+            )  # fmt: skip
+
+        def _name_device(self):
+            device = self.dl_studio.device
+            if device.type == "cuda":
+                return f"the GPU ({torch.cuda.get_device_name(device)})"
+            if device.type == "mps":
+                return "the GPU (Apple MPS)"
+            return f"the CPU ({torch.get_num_threads()} threads)"
+
+        def _write_settings(self, net, criterion, loop):
+            """settings.json: all that is needed to know, or repeat, what this run did."""
+            dls = self.dl_studio
+            settings = {
+                name: value for name, value in vars(dls).items() if not name.startswith("_")
+            }
+            optimizer = loop.optimizer
+            dls.write_json(
+                "settings.json",
+                {
+                    "command": sys.argv,
+                    "settings": settings,
+                    "network": {
+                        "class": type(net).__name__,
+                        "arguments": getattr(net, "arguments", None),
+                        "parameters": sum(p.numel() for p in net.parameters()),
+                        "binary_targets": self.binary_targets,
+                    },
+                    "training": {
+                        "loss": loop.history.loss_name,
+                        "optimizer": type(optimizer).__name__,
+                        "optimizer_settings": {
+                            k: v for k, v in optimizer.param_groups[0].items() if k != "params"
+                        },
+                        "precision": "bf16" if loop.bf16 else "fp32",
+                        "images": len(loop.loader.dataset),
+                        "batch_size": loop.loader.batch_size,
+                        "max_seconds": loop.max_seconds,
+                        "order_seed": loop.order_seed,
+                    },
+                    "data": {
+                        "class_names": self._data_facts()[0],
+                        "mask_values": self._data_facts()[1],
+                    },
+                    "machine": {
+                        "platform": platform.platform(),
+                        "processor": platform.processor() or platform.machine(),
+                        "device": self._name_device(),
+                        "python": platform.python_version(),
+                        "torch": torch.__version__,
+                        "torchvision": torchvision.__version__,
+                        "segstudio": __version__,
+                    },
+                },
+            )
+
+        def save_model(self, model):
+            """Write the weights to model.pt of the run and, where it is set, path_saved_model."""
+            paths = [self.dl_studio.run_dir / "model.pt"]
+            if self.dl_studio.path_saved_model is not None:
+                paths.append(Path(self.dl_studio.path_saved_model).expanduser())
+            for path in paths:
+                self.dl_studio.write_whole(path, lambda part: torch.save(model.state_dict(), part))
 
         # ==== §6 TESTING =========================================================================
 
+        def _data_facts(self):
+            """(class names, value of a set mask pixel per channel) of the data at hand."""
+            dataset = getattr(getattr(self, "test_dataloader", None), "dataset", None)
+            dataset = dataset or getattr(getattr(self, "train_dataloader", None), "dataset", None)
+            while isinstance(dataset, torch.utils.data.Subset):
+                dataset = dataset.dataset
+            names = getattr(dataset, "class_names", tuple(self.dl_studio.class_labels))
+            # A dataset of a student's own has DLStudio's mask values.
+            values = getattr(dataset, "mask_values", tuple(50 * (k + 1) for k in range(len(names))))
+            return tuple(names), tuple(values)
+
+        def as_mask_values(self, output):
+            """Outputs on the scale of the masks: logits become probability times mask value."""
+            values = torch.tensor(self._data_facts()[1], device=output.device)
+            values = values.float()[:, None, None]
+            return torch.sigmoid(output.float()) * values if self.binary_targets else output
+
+        def predict(self, output):
+            """Outputs (N, C, H, W) as binary masks: pixels nearer to the mask value than to 0."""
+            values = torch.tensor(self._data_facts()[1], device=output.device)
+            threshold = torch.zeros_like(values) if self.binary_targets else values / 2
+            return output > threshold[:, None, None]
+
+        def score(self, net, dataloader=None, on_batch=None):
+            """Score `net` on every image of a loader; the one testing routine.
+
+            on_batch(number, batch, output, ious), where given, sees each batch of the loader, the
+            network's output for it (N, C, H, W) and the mean IoU of each image (N,).
+            Returns SegmentationScores; `net` is left in the mode (train or eval) it was in.
+            """
+            dataloader = self.test_dataloader if dataloader is None else dataloader
+            scores = self.SegmentationScores(self._data_facts()[0])
+            was_training = net.training
+            net.to(self.dl_studio.device).eval()  # else BatchNorm would use the batch's statistics
+            try:
+                with torch.no_grad():
+                    for number, batch in enumerate(
+                        tqdm(dataloader, desc="testing", disable=None, leave=False)
+                    ):
+                        output = net(batch["image"].to(self.dl_studio.device))
+                        truth = batch["mask_tensor"].to(self.dl_studio.device) > 0
+                        ious = scores.update(self.predict(output), truth, batch.get("category"))
+                        if on_batch is not None:
+                            on_batch(number, batch, output.cpu(), ious)
+            finally:
+                net.train(was_training)
+            return scores
+
+        def load_model(self, net, path=None):
+            """Load saved weights into `net`: path, else path_saved_model, else the run's model.pt.
+
+            Errors: FileNotFoundError; ValueError for the weights of another network.
+            """
+            path = path or self.dl_studio.path_saved_model or self.dl_studio.run_dir / "model.pt"
+            path = Path(path).expanduser()
+            if not path.exists():
+                raise FileNotFoundError(f"no saved model at {path.absolute()}: train first")
+            try:
+                state = torch.load(path, map_location=self.dl_studio.device, weights_only=True)
+                mine = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+                saved = {name: tuple(value.shape) for name, value in state.items()}
+            except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+                raise ValueError(
+                    f"{path.absolute()} is not a saved model: {str(error).splitlines()[0]}"
+                ) from None
+            different = [
+                name for name in dict.fromkeys([*mine, *saved]) if mine.get(name) != saved.get(name)
+            ]
+            if different:
+                name = different[0]
+                raise ValueError(
+                    f"{path.absolute()} holds the weights of another network ({len(saved)} "
+                    f"tensors, this one has {len(mine)}; {name} is {saved.get(name, 'missing')} "
+                    f"there and {mine.get(name, 'missing')} here): build the network with the depth, width "
+                    f"and channels it was trained with"
+                )
+            net.load_state_dict(state)
+            return net
+
+        def run_code_for_testing_semantic_segmentation(self, net, *, before=None, show_every=50):
+            """Load the saved network, score every test image, and draw what it does.
+
+            Prints the score table, and writes metrics.json, a picture of every `show_every`-th test
+            batch as DLStudio shows it, and one of the worst test images.
+
+            Args:
+                before: SegmentationScores of another network on the same images (the untrained
+                    one, say) for the table.
+
+            Returns: SegmentationScores.
+
+            Class Path:   SegStudio  ->  SemanticSegmentation
+            """
+            dls = self.dl_studio
+            self.load_model(net)
+            worst = []
+
+            def draw(number, batch, output, ious):
+                if number % show_every == 0:
+                    dls.log(f"Showing output for test batch {number + 1}")
+                    self._save_test_figure(batch, output, number + 1)
+                for row, iou in enumerate(ious.tolist()):
+                    if not math.isnan(iou):
+                        item = {key: value[row] for key, value in batch.items()}
+                        worst.append((iou, number * len(ious) + row, item, output[row]))
+                worst.sort(key=lambda entry: entry[:2])
+                del worst[4:]
+
+            scores = self.score(net, on_batch=draw)
+            dls.log(f"\nScores on {scores.images} test images:\n{scores.table(before)}")
+            metrics = scores.compute()
+            if before is not None:
+                metrics["before"] = before.compute()
+            dls.write_json("metrics.json", metrics)
+            if worst:
+                self._save_worst_figure(worst)
+            return scores
+
         # ==== §7 FIGURES =========================================================================
+
+        @staticmethod
+        def make_test_grid(images, boxes, output):
+            """DLStudio's test picture as one tensor: 7 rows of N images each, for 5 channels.
+
+            Row 1: the largest output over the channels, with the true boxes in white; row 2: the
+            input images with the boxes in red; then one row per channel, 255 where the output lies
+            in DLStudio's window around the mask value and 50 elsewhere.
+
+            Shape: images (N, 3, H, W) 0..255, boxes (N, n, C, 4), output (N, C, H, W) on the scale
+            of the masks -> (3, rows of H + 2, N columns of W + 2), 0..1.
+            """
+            windows = ((25, 85), (65, 135), (115, 185), (165, 230), (210, math.inf))
+            n, channels, height, width = output.shape
+            output = output.detach().double()
+            brightest = output.amax(dim=1, keepdim=True)  # (N, 1, H, W)
+            images = images.double().clone()
+            for row, box_row in enumerate(boxes.reshape(n, -1, 4).long().tolist()):
+                for x1, y1, x2, y2 in box_row:
+                    if x1 == x2 and y1 == y2:
+                        continue  # bbox_tensor is filled up with zeros
+                    for plane in (brightest[row, 0], images[row, 0]):
+                        plane[y1:y2, x1] = 255
+                        plane[y1:y2, x2] = 255
+                        plane[y1, x1:x2] = 255
+                        plane[y2, x1:x2] = 255
+            rows = [brightest.expand(-1, 3, -1, -1), images]
+            for channel in range(channels):
+                low, high = windows[channel % len(windows)]
+                plane = output[:, channel : channel + 1]
+                inside = (plane > low) & (plane < high)  # (N, 1, H, W)
+                rows.append(torch.where(inside, 255.0, 50.0).expand(-1, 3, -1, -1))
+            return torchvision.utils.make_grid(
+                torch.cat(rows), nrow=n, normalize=True, padding=2, pad_value=10
+            )
+
+        def _save_test_figure(self, batch, output, number):
+            names, values = self._data_facts()
+            if len(values) != len(names):  # one channel for all classes: no picture of DLStudio's
+                return self._save_panel_figure(batch, output, f"test-batch-{number:03d}.png")
+            grid = self.make_test_grid(
+                batch["image"], batch["bbox_tensor"], self.as_mask_values(output)
+            )
+            height = batch["image"].shape[2] + 2
+            rows = ["largest output", "input, true boxes", *(f"{name} channel" for name in names)]
+            figure = self.dl_studio.new_figure(
+                figsize=(2 + 1.1 * len(output), 1.1 * len(rows) + 0.8), dpi=100
+            )
+            axes = figure.add_subplot()
+            axes.imshow(grid.permute(1, 2, 0).clamp(0, 1))
+            axes.set_xticks([])
+            axes.set_yticks([height * (k + 0.5) for k in range(len(rows))], rows)
+            axes.tick_params(length=0)
+            axes.set_title(f"Test batch {number}", loc="left")
+            axes.set_xlabel(
+                "A channel is white where its output lies in DLStudio's\n"
+                "window around the class's mask value, dark elsewhere.",
+                fontsize=9,
+            )
+            return self.dl_studio.save_figure(figure, f"test-batch-{number:03d}.png")
+
+        @staticmethod
+        def overlay(image, masks, colors=None):
+            """An image with each mask as a tint and an outline in the colour of its class.
+
+            Shape: image (3, H, W) 0..255, masks (C, H, W) bool -> (3, H, W) uint8.
+            """
+            colors = colors or [PALETTE[k % len(PALETTE)] for k in range(len(masks))]
+            picture = torchvision.utils.draw_segmentation_masks(
+                image.clamp(0, 255).byte(), masks, alpha=0.4, colors=colors
+            )
+            for mask, color in zip(masks.numpy(), colors, strict=True):
+                edge = skimage.segmentation.find_boundaries(mask, mode="inner")
+                picture[:, torch.from_numpy(edge)] = torch.tensor(
+                    [int(color[i : i + 2], 16) for i in (1, 3, 5)], dtype=torch.uint8
+                )[:, None]
+            return picture
+
+        def _save_panel_figure(self, batch, output, name, titles=None, heading=None):
+            """One row per image: input, true masks, predicted masks; classes in colours."""
+            names, values = self._data_facts()
+            preds = self.predict(output)
+            truths = batch["mask_tensor"] > 0
+            columns = ("input", "truth", "prediction")
+            count = len(preds)
+            figure = self.dl_studio.new_figure(
+                figsize=(6.6, 2.1 * count + 0.9), dpi=120, layout="constrained"
+            )
+            grid = figure.subplots(count, 3, squeeze=False)
+            for row in range(count):
+                image = batch["image"][row]
+                pictures = (
+                    image.byte(), self.overlay(image, truths[row]), self.overlay(image, preds[row])
+                )  # fmt: skip
+                for axes, picture, column in zip(grid[row], pictures, columns, strict=True):
+                    axes.imshow(picture.permute(1, 2, 0))
+                    axes.set_xticks([])
+                    axes.set_yticks([])
+                    if row == 0:
+                        axes.set_title(column)
+                if titles is not None:
+                    grid[row][0].set_ylabel(titles[row])
+                elif "category" in batch:
+                    grid[row][0].set_ylabel(names[int(batch["category"][row])])
+            if len(values) == len(names):
+                patches = [
+                    Patch(color=PALETTE[k % len(PALETTE)], label=label)
+                    for k, label in enumerate(names)
+                ]
+                figure.legend(handles=patches, loc="outside lower center", ncols=len(names))
+            if heading:
+                figure.suptitle(heading)
+            return self.dl_studio.save_figure(figure, name)
+
+        def _save_worst_figure(self, worst):
+            """The test images with the lowest mean IoU: what the network does not know yet."""
+            ious, numbers, items, outputs = zip(*worst, strict=True)
+            batch = {key: [item[key] for item in items] for key in items[0]}
+            for key in ("image", "mask_tensor"):
+                batch[key] = torch.stack(batch[key])
+            titles = [f"image {n}\nIoU {iou:.2f}" for n, iou in zip(numbers, ious, strict=True)]
+            self._save_panel_figure(
+                batch, torch.stack(outputs), "worst.png", titles, "The worst test images"
+            )
+
+        def _save_loss_figure(self, history):
+            figure = self.dl_studio.new_figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+            axes = figure.add_subplot()
+            iterations, losses = zip(*history.column("loss"), strict=True)
+            axes.plot(iterations, losses, marker=".", color=PALETTE[0], label=history.loss_name)
+            terms = ("mse", "mae", "bce", "dice")
+            for color, term in enumerate([t for t in terms if history.column(t)], start=1):
+                axes.plot(
+                    *zip(*history.column(term), strict=True), color=PALETTE[color],
+                    linestyle="--", label=f"{term} term",
+                )  # fmt: skip
+            axes.set_xlabel("iteration")
+            axes.set_ylabel(f"{history.loss_name} loss, mean of each interval")
+            axes.set_title("Training loss")
+            axes.grid(alpha=0.3)
+            axes.legend()
+            self.dl_studio.save_figure(figure, "loss.png")
+
+        @staticmethod
+        def probe_output_coverage(net, image_size, *, in_channels=3, probes=8):
+            """Which output pixels can depend on the input at all?
+
+            Feeds random images to `net` (any segmentation network) in eval mode and marks the
+            output pixels that ever change. A pixel that never does is a constant of the network:
+            no loss and no amount of training can make it right. DLStudio's mUnet has three in four.
+
+            Shape: image_size (H, W); the map is (H', W') of the network's output.
+            Returns: a named tuple: fraction (float), map (bool tensor), picture (uint8 tensor
+            (3, 8H', 8W'): reached pixels blue, the others orange).
+            """
+            was_training = net.training
+            device = next((p.device for p in net.parameters()), torch.device("cpu"))
+            generator = torch.Generator().manual_seed(0)
+            net.eval()
+            try:
+                with torch.no_grad():
+                    outputs = []
+                    for _ in range(probes):
+                        image = torch.rand(1, in_channels, *image_size, generator=generator) * 255
+                        output = net(image.to(device))
+                        output = output["out"] if isinstance(output, Mapping) else output
+                        outputs.append(output[0].cpu())
+            finally:
+                net.train(was_training)
+            outputs = torch.stack(outputs)  # (probes, C, H', W')
+            reached = (outputs != outputs[0]).any(dim=0).any(dim=0)  # (H', W')
+            colors = torch.tensor(
+                [[int(PALETTE[k][i : i + 2], 16) for i in (1, 3, 5)] for k in (1, 0)],
+                dtype=torch.uint8,
+            )
+            picture = colors[reached.long()].permute(2, 0, 1)  # (3, H', W')
+            picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+            coverage = namedtuple("Coverage", "fraction map picture")
+            return coverage(reached.float().mean().item(), reached, picture)

@@ -1,5 +1,6 @@
 """SegStudio: semantic segmentation explained in one module (see SegStudio/SegStudio.py)."""
 
-from SegStudio.SegStudio import SegStudio, __version__
+from SegStudio.SegStudio import SegStudio
+from SegStudio.SegStudio import __version__ as __version__
 
 __all__ = ["SegStudio"]
