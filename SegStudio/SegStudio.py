@@ -866,7 +866,7 @@ class SegStudio:
                 return mask & (torch.maximum(above_below, left_right) > 0)
 
             def update(self, pred, mask, category=None):
-                """Count one batch; returns each image's mean IoU (N,), nan where it has no class."""
+                """Count one batch; returns each image's mean IoU (N,), nan where it has none."""
                 if pred.shape != mask.shape or pred.dim() != 4:
                     raise ValueError(
                         f"scores need pred and mask of one shape (N, C, H, W), not "
@@ -1133,8 +1133,8 @@ class SegStudio:
                     raise FloatingPointError(
                         f"the {self.history.loss_name} loss became {losses[bad[0].item()]:g} at "
                         f"iteration {iteration} (outputs from {low:.4g} to {high:.4g}), so "
-                        f"training stopped and saved nothing over an older model: try a learning rate ten "
-                        f"times smaller than {self.optimizer.param_groups[0]['lr']:g}, "
+                        f"training stopped and saved nothing over an older model: try a learning "
+                        f"rate ten times smaller than {self.optimizer.param_groups[0]['lr']:g}, "
                         f"clip_grad_norm=1.0, masks of 0/1, or another loss"
                     )
 
@@ -1495,8 +1495,8 @@ class SegStudio:
                 raise ValueError(
                     f"{path.absolute()} holds the weights of another network ({len(saved)} "
                     f"tensors, this one has {len(mine)}; {name} is {saved.get(name, 'missing')} "
-                    f"there and {mine.get(name, 'missing')} here): build the network with the depth, width "
-                    f"and channels it was trained with"
+                    f"there and {mine.get(name, 'missing')} here): build the network with the "
+                    f"depth, width and channels it was trained with"
                 )
             net.load_state_dict(state)
             return net
