@@ -268,7 +268,8 @@ class SegStudio:
             quick, full: (training images, epochs) with and without --quick.
             extra: flags of this example alone, {"--name": keyword arguments of add_argument}.
 
-        Returns: a namespace; epochs and train_images are filled in where the user gave none.
+        Returns: a namespace; epochs and train_images are filled in where the user gave none, and
+        `settings` holds those of the flags that are keyword arguments of SegStudio.
         """
         parser = argparse.ArgumentParser(
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -294,6 +295,10 @@ class SegStudio:
         images, epochs = quick if flags.quick else full
         flags.train_images = images if flags.train_images is None else flags.train_images
         flags.epochs = epochs if flags.epochs is None else flags.epochs
+        names = ("epochs", "seed", "results_dir", "run_name", "show")
+        flags.settings = {name: getattr(flags, name) for name in names}
+        if flags.dataroot is not None:
+            flags.settings["dataroot"] = flags.dataroot
         return flags
 
     @staticmethod
@@ -354,6 +359,27 @@ class SegStudio:
                 dataserver_train, shuffle=True, generator=self.generator, **settings
             )
             self.test_dataloader = DataLoader(dataserver_test, shuffle=False, **settings)
+
+        def load_shapes(self, train_images=10000, test_images=1000):
+            """Load the first `train_images` and the test images, drawing archives that are missing.
+
+            The way of the examples: archives in dataroot are used, those that it lacks are
+            generated, which is said. Small sets come from small archives, so that a first run
+            starts at once.
+            """
+            dls = self.dl_studio
+            sizes = [size for size in (2000, 10000) if size >= train_images] or [train_images]
+            servers = []
+            for part, size in (("train", sizes[0]), ("test", test_images)):
+                archive = f"PurdueShapes5MultiObject-{size}-{part}.gz"
+                self.PurdueShapes5MultiObjectDataset.find_or_generate(dls.dataroot, archive)
+                servers.append(
+                    self.PurdueShapes5MultiObjectDataset(
+                        train_or_test=part, dl_studio=dls, segmenter=self, dataset_file=archive,
+                        num_images=train_images if part == "train" else None,
+                    )
+                )  # fmt: skip
+            self.load_PurdueShapes5MultiObject_dataset(*servers)
 
         # ==== §1 DATA: COCO, one object per image ================================================
 
@@ -1604,13 +1630,14 @@ class SegStudio:
 
         @staticmethod
         def overlay(image, masks, colors=None):
-            """An image with each mask as a tint and an outline in the colour of its class.
+            """The image in grey, each mask as a tint and an outline in the colour of its class.
 
             Shape: image (3, H, W) 0..255, masks (C, H, W) bool -> (3, H, W) uint8.
             """
             colors = colors or [PALETTE[k % len(PALETTE)] for k in range(len(masks))]
+            grey = image.clamp(0, 255).mean(dim=0, keepdim=True).expand(3, -1, -1)
             picture = torchvision.utils.draw_segmentation_masks(
-                image.clamp(0, 255).byte(), masks, alpha=0.4, colors=colors
+                grey.byte(), masks, alpha=0.5, colors=colors
             )
             for mask, color in zip(masks.numpy(), colors, strict=True):
                 edge = skimage.segmentation.find_boundaries(mask, mode="inner")

@@ -1,0 +1,48 @@
+"""The homework's first experiment: mUnet learns PurdueShapes5MultiObject with the MSE loss.
+
+Shows how a network with one output channel per class segments a picture, how its loss falls,
+and how good its masks are beside those of the untrained network. The masks come out dotted:
+run semantic_segmentation_dense.py next to see why, and the cure.
+
+    python Examples/semantic_segmentation.py --quick      # about 3 minutes on a 2-core CPU
+    python Examples/semantic_segmentation.py              # the homework: about an hour there
+
+Expected mean IoU: see the README's tables.
+"""
+
+from SegStudio import SegStudio
+
+LEARNING_RATE = 1e-4
+MOMENTUM = 0.9
+BATCH_SIZE = 4
+DEPTH = 16
+CLASSES = ("rectangle", "triangle", "disk", "oval", "star")
+
+
+def main():
+    flags = SegStudio.example_flags(__doc__)
+    dls = SegStudio(
+        image_size=[64, 64],
+        momentum=MOMENTUM,
+        learning_rate=LEARNING_RATE,
+        batch_size=BATCH_SIZE,
+        classes=CLASSES,
+        use_gpu=True,
+        **flags.settings,
+    )
+    segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
+    segmenter.load_shapes(flags.train_images, test_images=200 if flags.quick else 1000)
+    model = segmenter.mUnet(skip_connections=True, depth=DEPTH)
+    parameters = list(model.parameters())
+    dls.log(f"Learnable parameters: {sum(p.numel() for p in parameters):,} in {len(parameters)}")
+    untrained = segmenter.score(model)
+    segmenter.run_code_for_training_for_semantic_segmentation(
+        model, report_every=100 if flags.quick else 500
+    )
+    segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained)
+    dls.log(f"\nPictures and numbers: {dls.run_dir}")
+    dls.log("Next: python Examples/semantic_segmentation_dense.py --quick  (masks without holes)")
+
+
+if __name__ == "__main__":
+    SegStudio.run_example(main)
