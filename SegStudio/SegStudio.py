@@ -36,6 +36,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 __version__ = "1.0.0"
@@ -340,6 +341,7 @@ class SegStudio:
             self.dataserver_train = dataserver_train
             self.dataserver_test = dataserver_test
             self.binary_targets = False  # True once a net has been trained on logits
+            self.loaded_facts = None  # what load_run knows about the data of a saved network
             seed = dl_studio.seed
             # One number from which the order of the training images of every epoch follows.
             self.order_seed = int(torch.randint(2**31, ())) if seed is None else seed
@@ -382,6 +384,41 @@ class SegStudio:
             self.load_PurdueShapes5MultiObject_dataset(*servers)
 
         # ==== §1 DATA: COCO, one object per image ================================================
+
+        load_Coco_dataset = load_PurdueShapes5MultiObject_dataset  # the report's name for COCO
+
+        def load_coco(self, folder=None, train_images=None, test_images=None, mask_value=255):
+            """Load a folder that Datasets/prepare_coco.py wrote, or a synthetic stand-in for it.
+
+            The way of the COCO examples. folder holds train/ and test/, prepared for the settings'
+            image_size. None: a synthetic set in COCO's format is drawn and prepared in dataroot,
+            once, which is said: scores on it are not scores on COCO.
+            """
+            dls = self.dl_studio
+            side = dls.image_size[0]
+            if folder is None:
+                folder = Path(dls.dataroot).expanduser() / f"synthetic-coco-{side}"
+                for split, number in (("train", 600), ("test", 150)):
+                    if not (folder / split / "manifest.json").is_file():
+                        dls.log(
+                            f"No COCO folder was given: drawing a SYNTHETIC {split} set of {number} "
+                            f"images in COCO's format in {folder}"
+                        )
+                        source = Path(dls.dataroot).expanduser() / "synthetic-coco"
+                        annotations = self.CocoSyntheticSet().write(source, split, number)
+                        self.CocoPreparer(
+                            self.CocoAnnotations(annotations), dls.class_labels,
+                            min_bbox=100, image_size=side, split=split,
+                        ).write(source / split, folder, workers=2)  # fmt: skip
+            servers = [
+                self.CocoSingleObjectDataset(
+                    dl_studio=dls, segmenter=self, train_or_test=split,
+                    dataset_dir=Path(folder).absolute() / split, mask_value=mask_value,
+                    num_images=number,
+                )
+                for split, number in (("train", train_images), ("test", test_images))
+            ]  # fmt: skip
+            self.load_Coco_dataset(*servers)
 
         # ==== §2 NETWORK: mUnet ==================================================================
 
@@ -1450,6 +1487,8 @@ class SegStudio:
 
         def _data_facts(self):
             """(class names, value of a set mask pixel per channel) of the data at hand."""
+            if self.loaded_facts is not None:
+                return self.loaded_facts
             dataset = getattr(getattr(self, "test_dataloader", None), "dataset", None)
             dataset = dataset or getattr(getattr(self, "train_dataloader", None), "dataset", None)
             while isinstance(dataset, torch.utils.data.Subset):
@@ -1526,6 +1565,48 @@ class SegStudio:
                 )
             net.load_state_dict(state)
             return net
+
+        def load_run(self, run):
+            """The trained network of a run's folder, ready to predict; settings.json says which.
+
+            Errors: FileNotFoundError and ValueError for a folder that is not a finished run, or of
+            a network that is not the package's mUnet.
+            """
+            run = Path(run).expanduser()
+            try:
+                settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+                network, data = settings["network"], settings["data"]
+                arguments = network["arguments"]
+                self.dl_studio.image_size = settings["settings"]["image_size"]
+                self.loaded_facts = (tuple(data["class_names"]), tuple(data["mask_values"]))
+                self.binary_targets = network["binary_targets"]
+            except FileNotFoundError:
+                raise FileNotFoundError(
+                    f"{run.absolute()} is not the folder of a run: it has no settings.json"
+                ) from None
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{run / 'settings.json'} is damaged: {error!r}") from None
+            if network["class"] not in ("mUnet", "mUNet") or arguments is None:
+                raise ValueError(
+                    f"{run.absolute()} holds a {network['class']}, which is not a network of this "
+                    f"package: build it in a script of your own and use load_model"
+                )
+            return self.load_model(self.mUnet(**arguments), run / "model.pt")
+
+        def predict_image(self, net, image):
+            """Predicted masks of one PIL image of any size and mode, in its own size.
+
+            The image is shown to the network at the size that it was trained with; the masks
+            come back by nearest neighbour. Shape: returns (C, H, W) bool.
+            """
+            pixels = v2.functional.pil_to_tensor(image.convert("RGB"))  # (3, H, W)
+            small = v2.functional.resize(pixels, self.dl_studio.image_size, antialias=True)
+            net.to(self.dl_studio.device).eval()
+            with torch.no_grad():
+                output = net(small[None].float().to(self.dl_studio.device)).cpu()
+            masks = self.predict(output)[0]  # (C, h, w)
+            nearest = v2.InterpolationMode.NEAREST
+            return v2.functional.resize(masks, list(pixels.shape[1:]), interpolation=nearest)
 
         def run_code_for_testing_semantic_segmentation(self, net, *, before=None, show_every=50):
             """Load the saved network, score every test image, and draw what it does.
