@@ -164,10 +164,10 @@ class SegStudio:
                 archive = Path(dl_studio.dataroot).expanduser() / dataset_file
                 if not archive.is_file():
                     raise FileNotFoundError(
-                        f"{archive} is not there: take it from datasets_for_DLStudio.tar.gz of Avinash"
-                        " Kak's DLStudio page (https://engineering.purdue.edu/kak/distDLS), or draw "
-                        f"such images: python Datasets/make_purdue_shapes.py --out '{archive}' "
-                        "(in a script: PurdueShapes5MultiObjectDataset.generate)"
+                        f"{archive} is not there: take it from datasets_for_DLStudio.tar.gz of "
+                        "Avinash Kak's page (https://engineering.purdue.edu/kak/distDLS), or draw "
+                        "such images by python Datasets/make_purdue_shapes.py --out "
+                        f"'{archive}' (in a script: PurdueShapes5MultiObjectDataset.generate)"
                     )
                 self.image_size = dl_studio.image_size
                 data = archive.read_bytes()
@@ -430,7 +430,7 @@ class SegStudio:
                 @staticmethod
                 def _pixels(kind, third, rng):
                     """Returns the rows and columns of a shape of random size, place and angle."""
-                    radius = 3 + 13 * ((third + rng.random()) / 3) ** 1.95  # mean of mask**2: 467
+                    radius = 4 + 12 * ((third + rng.random()) / 3) ** 2.3  # mean of mask**2: 467
                     turn = rng.uniform(-np.pi, np.pi)
                     row, col = rng.uniform(radius / 2, 63 - radius / 2, 2)
                     if kind == 2:
