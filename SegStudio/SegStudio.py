@@ -306,7 +306,7 @@ class SegStudio:
                 """
                 size, keys = self.options["min_bbox"], ("images", *self.READINGS, "size")
                 heads = [f"single in {reading}" for reading in self.READINGS]
-                large = f"{self.options['single_instance']}, {size}x{size}"
+                large = f"{self.options['single_instance']}, {size:g}x{size:g}"
                 rows = [("class", "images", *heads, large, "kept")]
                 for name in self.classes:
                     last = "-" if kept is None else kept[name]
@@ -741,10 +741,10 @@ class SegStudio:
             """Draws a set in COCO's format for machines without COCO; it is not COCO and says so.
 
             Cakes, dogs and motorcycles stand in front of textures. Form has to be learned: objects,
-            backgrounds, clutter and distractors (persons, plants) share one palette, and size, tilt,
-            side and light change. The annotations are polygons, both kinds of RLE, and crowds. Beside
-            `num_images` images that pass the homework's selection some do not: two of a kind, two
-            classes, an object too small, a crowd. The same arguments give the same files.
+            backgrounds, clutter and distractors (persons, plants) share one palette, and size,
+            tilt, side and light change. The annotations are polygons, both kinds of RLE, and
+            crowds. Beside `num_images` images that pass the homework's selection some do not: two
+            of a kind, two classes, too small, a crowd. The same arguments give the same files.
 
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  CocoSyntheticSet
             """
