@@ -1850,6 +1850,7 @@ class SegStudio:
                 run["metrics"] = json.loads(tested.read_text("utf-8")) if tested.exists() else None
                 images, batch = (run["training"][k] for k in ("images", "batch_size"))
                 run["per_epoch"] = math.ceil(images / batch)  # iterations
+                run["name"], run["loss"] = folder.name, str(run["training"]["loss"])
             except (ArithmeticError, LookupError, ValueError, TypeError, csv.Error) as error:
                 raise ValueError(
                     f"{folder} cannot be read ({type(error).__name__}: {error}): remove that "
