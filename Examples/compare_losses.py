@@ -1,20 +1,21 @@
 """Which loss is best? Every loss curve, beside one yardstick that all runs share.
 
 An MSE of 300 and a Dice loss of 0.9 cannot be compared: each loss has a scale of its own. Scores
-can. The upper plots show the training losses, one plot for each kind; the lower ones mean IoU,
-Dice and boundary F1, by epoch where a run was scored while it trained. In each kind the run whose
-network scored the highest mean IoU on the test images is the best case, drawn solid, and the
-lowest the worst, drawn dashed: of several dice scales, seeds or schedules.
+can. The upper plots show the training losses, one plot for each kind; the lower ones the scores by
+epoch. Of several runs of a kind (dice scales, seeds), the best case is the one whose network has
+the highest mean IoU on the test images, the worst case, drawn dashed, the one with the lowest.
 
     python Examples/reproduce_homework.py --quick --only mse,dice,combined-200   # makes runs
     python Examples/compare_losses.py                   # all runs on shapes in runs/
     python Examples/compare_losses.py mse dice          # these two; seconds on any machine
 """
 
+import re
 from pathlib import Path
 
 from SegStudio.SegStudio import PALETTE, SegStudio
 
+RUNS = "python Examples/reproduce_homework.py --quick --only mse,dice,combined-200"
 SCORES = {"mean_iou": "mean IoU", "mean_dice": "mean Dice", "boundary_f1": "boundary F1"}
 
 
@@ -35,23 +36,16 @@ def read_runs(flags):
             print(f"Left out: {name} has other classes than {first['name']}")
             continue
         run["test_iou"] = run["metrics"] and run["metrics"]["mean_iou"]
+        run["kind"] = re.sub(r"\+[\d.e+]+\*", " + scale*", run["loss"])  # one kind, many scales
         runs.append(run)
     if not runs:
-        raise ValueError(
-            f"{results} holds no runs to compare: make some with python "
-            f"Examples/reproduce_homework.py --quick --only mse,dice,combined-200"
-        )
+        raise ValueError(f"{results} holds no runs to compare: make some with {RUNS}")
     return runs
-
-
-def kind(run):
-    """MSE+200*Dice and MSE+300*Dice are cases of one kind of loss."""
-    return "MSE + scale*Dice" if run["loss"].startswith("MSE+") else run["loss"]
 
 
 def draw(dls, runs):
     """Upper row: losses, a plot for each kind. Lower row: the common scores."""
-    kinds = list(dict.fromkeys(kind(run) for run in runs))
+    kinds = list(dict.fromkeys(run["kind"] for run in runs))
     figure = dls.new_figure(figsize=(4.6 * max(3, len(kinds)), 8.6), dpi=110, layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.15))
     upper.suptitle("Training losses: every kind has a scale of its own")
@@ -60,15 +54,17 @@ def draw(dls, runs):
     score_plots = dict(zip(SCORES, lower.subplots(1, 3), strict=True))
     colors = {run["name"]: PALETTE[k % len(PALETTE)] for k, run in enumerate(runs)}
     for run in runs:
-        rivals = [r["test_iou"] for r in runs if kind(r) == kind(run) and r["test_iou"] is not None]
-        worst = len(rivals) > 1 and run["test_iou"] == min(rivals)
-        best = len(rivals) > 1 and run["test_iou"] == max(rivals)
-        style = {"color": colors[run["name"]], "linestyle": "--" if worst else "-"}
-        label = run["name"] + (" (best case)" if best else " (worst case)" if worst else "")
+        rivals = [
+            r["test_iou"] for r in runs if r["kind"] == run["kind"] and r["test_iou"] is not None
+        ]
+        case = {max(rivals): " (best case)", min(rivals): " (worst case)"} if rivals[1:] else {}
+        label = run["name"] + case.get(run["test_iou"], "")
+        style = {"color": colors[run["name"]], "linestyle": "--" if "(worst" in label else "-"}
         epochs = [row["iteration"] / run["per_epoch"] for row in run["losses"]]
-        plots[kind(run)].plot(epochs, [r["loss"] for r in run["losses"]], label=label, **style)
+        plots[run["kind"]].plot(epochs, [r["loss"] for r in run["losses"]], label=label, **style)
         for score, axes in score_plots.items():
-            points = [(r["iteration"] / run["per_epoch"], r[score]) for r in run["rows"] if score in r]
+            scored = [row for row in run["rows"] if score in row]
+            points = [(row["iteration"] / run["per_epoch"], row[score]) for row in scored]
             if not points and run["metrics"]:
                 points = [(epochs[-1], run["metrics"][score])]
             if points:
@@ -80,7 +76,7 @@ def draw(dls, runs):
     for axes in (*plots.values(), *score_plots.values()):
         axes.grid(alpha=0.3)
     handles = score_plots["mean_iou"].get_legend_handles_labels()
-    lower.legend(*handles, loc="outside lower center", ncols=min(len(runs), 4))
+    lower.legend(*handles, loc="outside lower center", ncols=4)
     return dls.save_figure(figure, "losses.png")
 
 
@@ -100,8 +96,8 @@ def main():
     unscored = [run["name"] for run in runs if not any("mean_iou" in row for row in run["rows"])]
     if unscored:
         dls.log(
-            f"\nNot scored while training, so they have one point, of the test, or none in the "
-            f"lower plots: {', '.join(unscored)}. Training with evaluate_every=N scores them."
+            f"\nWithout scores by epoch (training's evaluate_every makes them), so with the test's "
+            f"score alone: {', '.join(unscored)}"
         )
     dls.log(f"\nThe plots: {draw(dls, runs)}")
 

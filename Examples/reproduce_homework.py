@@ -5,10 +5,8 @@ results folder. What is finished with the same schedule is skipped; what was int
 after its last whole epoch; a longer run is never replaced by a shorter one. The page,
 runs/report/index.html, holds its pictures itself: mail it, print it, read it offline.
 
-    python Examples/reproduce_homework.py --quick --only mse,dice,combined-200
-    python Examples/reproduce_homework.py --only mse      # the homework's schedule
-
-On 2 CPU cores: about 2 minutes for each experiment with --quick, about an hour without.
+    python Examples/reproduce_homework.py --quick         # 2 CPU cores: 2 minutes an experiment
+    python Examples/reproduce_homework.py --only mse,dice # the homework's schedule: an hour each
 """
 
 import subprocess
@@ -19,23 +17,21 @@ from torch.utils.data import Subset
 
 from SegStudio import SegStudio
 
-LEARNING_RATE = 1e-4
-MOMENTUM = 0.9
-BATCH_SIZE = 4
+RECIPE = {"batch_size": 4, "learning_rate": 1e-4, "momentum": 0.9}
 DEPTH = 16
 FILES_OF_A_RUN = ("*.png", "*.json", "losses.csv", "log.txt", "model.pt", "checkpoint.pt")
 
 
 def what_is_left(folder, schedule):
-    """What a run's folder still needs: "all", "rest" (of the training), "test" or "nothing"."""
+    """What of a run is still to do: "all", "rest" (of the training), "test" or "nothing"."""
     try:
         run = SegStudio.HomeworkReport.read_run(folder)
         there = {name: (run["settings"] | run["training"])[name] for name in schedule}
     except (OSError, ValueError, KeyError, TypeError):
         return "all"
     if there != schedule:
-        longer = there["images"] * there["epochs"] > schedule["images"] * schedule["epochs"]
-        return "nothing" if longer else "all"
+        mine, other = (run["images"] * run["epochs"] for run in (schedule, there))
+        return "nothing" if other > mine else "all"
     if (folder / "checkpoint.pt").exists():
         return "rest"
     if not (folder / "model.pt").exists():
@@ -46,16 +42,13 @@ def what_is_left(folder, schedule):
 def run_shapes(experiment, folder, flags):
     """Train and test one of the experiments on PurdueShapes5MultiObject, or the rest of it."""
     schedule = {"images": flags.train_images, "epochs": flags.epochs, "seed": flags.seed}
-    schedule |= {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "momentum": MOMENTUM}
-    left = what_is_left(folder, schedule)
+    left = what_is_left(folder, schedule | RECIPE)
     if left == "nothing":
-        return print(f"{experiment.name}: {folder} is complete, or longer. To repeat: remove it")
-    if left == "all":
-        for path in [path for pattern in FILES_OF_A_RUN for path in folder.glob(pattern)]:
+        return f"{folder} is kept: complete, or of a longer schedule. To run it again, remove it"
+    for pattern in FILES_OF_A_RUN if left == "all" else ():
+        for path in folder.glob(pattern):
             path.unlink()
-    settings = flags.settings | {"run_name": folder.name}
-    settings |= {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "momentum": MOMENTUM}
-    dls = SegStudio(image_size=[64, 64], use_gpu=True, **settings)
+    dls = SegStudio(use_gpu=True, **flags.settings | RECIPE | {"run_name": folder.name})
     dls.log(f"\n==== {experiment.name}: {experiment.title}")
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
     segmenter.load_shapes(flags.train_images, test_images=200 if flags.quick else 1000)
@@ -67,14 +60,14 @@ def run_shapes(experiment, folder, flags):
             experiment.loss_type,
             experiment.dice_scale,
             report_every=60 if flags.quick else 500,
-            # Scores after every epoch, for compare_losses.py. Nothing is chosen by them.
             evaluate_every=len(segmenter.train_dataloader),
             held_out=Subset(segmenter.dataserver_test, range(200)),
             resume=True,
         )
-    show = 12 if flags.quick else 50  # five test batches, as in the report
-    segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained, show_every=show)
-    return None
+    segmenter.run_code_for_testing_semantic_segmentation(
+        model, before=untrained, show_every=len(segmenter.test_dataloader) // 5
+    )
+    return f"{folder} is done"
 
 
 def run_coco(experiment, folder, flags):
@@ -86,10 +79,10 @@ def run_coco(experiment, folder, flags):
     if (folder / "metrics.json").exists():
         run = SegStudio.HomeworkReport.read_run(folder)
         if run["command"][1:] == command[1:]:
-            return print(f"{experiment.name}: {folder} is complete. To repeat: remove it")
+            return f"{folder} is kept: complete. To run it again, remove it"
     if subprocess.run([sys.executable, *command]).returncode:
         raise ValueError(f"{experiment.name} did not finish: see the lines above")
-    return None
+    return f"{folder} is done"
 
 
 def main():
@@ -105,7 +98,7 @@ def main():
         raise ValueError("every experiment has a fixed folder here: use --results-dir instead")
     for name in names:
         run = run_coco if name.startswith("coco") else run_shapes
-        run(known[name], report.folder(known[name]), flags)
+        print(f"{name}: {run(known[name], report.folder(known[name]), flags)}")
         page = report.write()  # after each, so that an interruption leaves what is done
     print(f"\nThe report: {page}\nNext: python Examples/compare_losses.py  (one yardstick)")
 

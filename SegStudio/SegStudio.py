@@ -1881,7 +1881,7 @@ class SegStudio:
             facts = self._table(("experiment", "schedule and settings", "machine"), rows[2])
             tables = {
                 "Losses beside the report's": compared,
-                "Scores": self._table(columns, rows[1], "Untrained → trained network; 1 is perfect"),
+                "Scores": self._table(columns, rows[1], "Untrained → trained; 1 is perfect"),
                 "What differs, and why": f"<ul>{REPORT_DIFFERENCES}</ul>",
                 "Settings, machine, versions": facts,
                 "Not in this page": f"<ul>{''.join(missing) or '<li>Nothing.</li>'}</ul>",
