@@ -1,6 +1,7 @@
 """SegStudio: semantic segmentation, explained and runnable, in one module."""
 
 import argparse
+import base64
 import contextlib
 import csv
 import difflib
@@ -8,6 +9,7 @@ import errno
 import functools
 import gzip
 import hashlib
+import html
 import inspect
 import gzip
 import hashlib
@@ -59,6 +61,38 @@ __version__ = "1.0.0"
 
 # Okabe and Ito's palette: eight colours that colour-blind readers can tell apart.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+
+# The look of the homework's report page: narrow and wide windows, light and dark, paper.
+REPORT_STYLE = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--line:#d5dae0;
+--page:#fff;--link:#0072b2;--warn:#a34700}*{box-sizing:border-box}
+@media screen and (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#a3adb8;
+--line:#3a424c;--page:#15191e;--link:#56b4e9;--warn:#f0a050}}
+body{margin:auto;max-width:74rem;padding:1rem 1rem 4rem;color:var(--ink);
+background:var(--page);font:1rem/1.5 system-ui,"Segoe UI",Helvetica,Arial,sans-serif;
+overflow-wrap:break-word}h1{line-height:1.2}h2{margin-top:3rem;padding-top:.8rem;
+border-top:1px solid var(--line)}p,li{max-width:46rem}a{color:var(--link)}
+nav ul{columns:17rem}.short{color:var(--warn)}figcaption,caption,small{color:var(--soft)}
+figure{margin:1.2rem 0;break-inside:avoid}.pictures{display:flex;flex-wrap:wrap;
+gap:.8rem}img{max-width:100%;background:#fff;border:1px solid var(--line);
+border-radius:4px}.many img{width:18.2rem}.one img{width:44rem}caption{text-align:left}
+table{border-collapse:collapse;width:100%;max-width:60rem;font-size:.9rem}th,td{
+padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:left;
+vertical-align:top}@media(max-width:34rem){table{font-size:.75rem}th,td{
+padding:.3rem .2rem}.many img{width:100%}}@media print{body{font-size:10pt}
+h2{break-after:avoid}.many img{width:31%}.one img{width:75%}}"""
+
+# What the report page says of the ways in which its numbers need not be the report's.
+REPORT_DIFFERENCES = """
+<li><b>The masks are dotted</b>, there as here: the last layer reaches one output pixel in four, so
+with any loss IoU can hardly pass 0.25. semantic_segmentation_dense.py shows the cure.</li>
+<li><b>Every class is trained.</b> The report's loss loops counted channels up to the batch size, 4:
+the fifth, the star, whose mask value is the largest, had no part in the loss.</li>
+<li><b>The pictures may differ.</b> Where the course's archive is not at hand, SegStudio draws
+pictures of the same statistics.</li>
+<li><b>Testing uses eval()</b>, so BatchNorm does not look at the other images of a batch, and
+scores every test image. The report has no score.</li>
+<li><b>Chance differs:</b> other first weights, another order of images, another torch.</li>"""
 
 
 class SegStudio:
@@ -2862,7 +2896,8 @@ class SegStudio:
                     done, 0 to 1, that returns the factor on the learning rate.
                 precision: "fp32", "bf16", or "auto": bf16 where the device has it in hardware.
                 evaluate_every: score a held-out part after every so many iterations.
-                held_out: share of the training images that evaluate_every keeps out of training.
+                held_out: share of the training images that evaluate_every keeps out of training,
+                    or a Dataset of its own to score on.
                 report_every: iterations between two reports, 500 in DLStudio.
                 augment: a function of a batch (images, masks) that returns a changed batch.
                 max_seconds: train for this time (evaluations not counted) instead of epochs.
@@ -2950,6 +2985,8 @@ class SegStudio:
         def _hold_out(self, share):
             """The training loader without, and a loader of, a fixed part of the training images."""
             loader = self.train_dataloader
+            if isinstance(share, Dataset):
+                return loader, DataLoader(share, loader.batch_size, num_workers=loader.num_workers)
             number = round(len(loader.dataset) * share)
             if not 0 < number < len(loader.dataset):
                 raise ValueError(
@@ -3378,3 +3415,207 @@ class SegStudio:
             picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
             coverage = namedtuple("Coverage", "fraction map picture")
             return coverage(reached.float().mean().item(), reached, picture)
+
+    # ==== REPORT: the homework as one page =======================================================
+
+    class HomeworkReport:
+        """The homework's figures, by number, beside what its report saw: one page to hand around.
+
+        A result counts once somebody else can check it. So the page says for each experiment what
+        was expected, what came out, on which schedule and machine, and what differs and why. It
+        is made from run folders alone and holds its pictures itself: readable offline, printable.
+        `experiments` is the one table of what the homework ran. The folder of an experiment is
+        its name with _ for -; one that is missing or damaged becomes a sentence on the page.
+
+        Errors: FileNotFoundError where results_dir holds none of the homework's runs; from
+        read_run also ValueError for a damaged folder; OSError where the page cannot be written.
+
+        Class Path:   SegStudio  ->  HomeworkReport
+        """
+
+        Experiment = namedtuple("Experiment", "name first_figure title loss_type dice_scale saw")
+        experiments = tuple(itertools.starmap(Experiment, (
+            ("mse", 1, "MSE", "MSE", 1, "300-400, falling with fluctuations"),
+            ("dice", 3, "Dice", "Dice", 1, "0.8-1, smoother than MSE and faster to settle"),
+            ("combined-200", 5, "MSE + 200 Dice", "Combined", 200,
+             "568 → 504 in epoch 1, 496 → 492 in epoch 2"),
+            ("combined-300", 7, "MSE + 300 Dice", "Combined", 300,
+             "654 → 590 in epoch 1, then no clear convergence"),
+            ("combined-400", 9, "MSE + 400 Dice", "Combined", 400, "steady fall; both near 300"),
+            ("coco-mae", 12, "COCO, MAE", "MAE", 1, "81.7 → 76.8 in epoch 1, 72-75 in 5 and 6"),
+            ("coco-dice", 16, "COCO, Dice", "Dice", 1, "smooth decrease, masks slightly better"),
+            ("coco-combined", 20, "COCO, MAE + 100 Dice", "MAE+Dice", 100, "about 170 → 140"),
+        )))  # fmt: skip
+
+        def __init__(self, results_dir="runs"):
+            self.results_dir = Path(results_dir).expanduser()
+
+        def folder(self, experiment):
+            return self.results_dir / experiment.name.replace("-", "_")
+
+        def figures(self, experiment):
+            """(numbers, caption, files) of an experiment's figures; files may be a pattern."""
+            first, title = experiment.first_figure, experiment.title
+            figures = [(f"{first}", f"{title}: training loss", "loss.png")]
+            if not experiment.name.startswith("coco"):
+                return [*figures, (f"{first + 1}", f"{title}: test batches", "test-batch-*.png")]
+            if experiment.name == "coco-mae":
+                figures.insert(0, ("11", "COCO: training images and masks", "samples.png"))
+            panels = (f"{first + 1}-{first + 3}", f"{title}: one test image of each class")
+            return [*figures, (*panels, "test-panel-*.png")]
+
+        @staticmethod
+        def read_run(folder):
+            """A run folder as a dict: settings.json, with `rows`, `losses`, `metrics` (or None)."""
+            folder = Path(folder)
+            if not (folder / "settings.json").exists() or not (folder / "losses.csv").exists():
+                raise FileNotFoundError(f"{folder} holds no run that has reported a loss")
+            try:
+                run = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+                with (folder / "losses.csv").open(newline="", encoding="utf-8") as file:
+                    table = list(csv.DictReader(file))
+                run["rows"] = [{k: float(v) for k, v in row.items() if v} for row in table]
+                run["losses"] = [row for row in run["rows"] if "loss" in row]
+                run["iterations"] = int(run["losses"][-1]["iteration"])
+                tested = folder / "metrics.json"
+                run["metrics"] = json.loads(tested.read_text("utf-8")) if tested.exists() else None
+                images, batch = (run["training"][k] for k in ("images", "batch_size"))
+                run["per_epoch"] = math.ceil(images / batch)  # iterations
+                run["name"], run["loss"] = folder.name, str(run["training"]["loss"])
+            except (ArithmeticError, LookupError, ValueError, TypeError, csv.Error) as error:
+                raise ValueError(
+                    f"{folder} cannot be read ({type(error).__name__}: {error}): remove that "
+                    f"folder and run its experiment again"
+                ) from None
+            return run
+
+        def page(self):
+            """The whole page as text."""
+            found, missing = [], []
+            for experiment in self.experiments:
+                try:
+                    found.append(self._parts(experiment))
+                except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+                    why = "not run yet" if isinstance(error, FileNotFoundError) else error
+                    missing.append(
+                        f"<li>{experiment.title}: {html.escape(str(why))}. <code>python "
+                        f"Examples/reproduce_homework.py --only {experiment.name}</code></li>"
+                    )
+            if not found:
+                raise FileNotFoundError(
+                    f"{self.results_dir} holds none of the homework's runs that can be read: make "
+                    f"them with python Examples/reproduce_homework.py --quick"
+                )
+            links, sections, *rows = zip(*found, strict=True)
+            columns = ("experiment", "mean IoU", "mean Dice", "pixel accuracy", "boundary F1")
+            compared = self._table(("experiment", "the report saw", "here"), rows[0])
+            facts = self._table(("experiment", "schedule and settings", "machine"), rows[2])
+            tables = {
+                "Losses beside the report's": compared,
+                "Scores": self._table(columns, rows[1], "Untrained → trained; 1 is perfect"),
+                "What differs, and why": f"<ul>{REPORT_DIFFERENCES}</ul>",
+                "Settings, machine, versions": facts,
+                "Not in this page": f"<ul>{''.join(missing) or '<li>Nothing.</li>'}</ul>",
+            }
+            links = [f'<a href="#t{k}">{t}</a>' for k, t in enumerate(tables)] + list(links)
+            body = [f'<h2 id="t{k}">{t}</h2>{tables[t]}' for k, t in enumerate(tables)]
+            title = "The semantic-segmentation homework, reproduced"
+            return (
+                '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+                f'content="width=device-width,initial-scale=1"><title>{title}</title><style>'
+                f"{REPORT_STYLE}</style></head><body><h1>{title}</h1><p>Homework 7 of Purdue's "
+                "ECE60146, with SegStudio; figures are numbered as in the report that this page "
+                f"is held against.</p><nav><ul><li>{'<li>'.join(links)}</ul></nav>"
+                f"{''.join(body[:3])}{''.join(sections)}{''.join(body[3:])}"
+                "</body></html>\n"
+            )
+
+        def write(self, path=None):
+            """Write the page, whole or not at all, to results_dir/report; returns its path."""
+            path, text = Path(path or self.results_dir / "report" / "index.html"), self.page()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".part").write_text(text, encoding="utf-8")
+            return path.with_suffix(".part").replace(path)
+
+        def _parts(self, experiment):
+            """An experiment's link, its section, and its rows of the page's three tables."""
+            run = self.read_run(self.folder(experiment))
+            settings, training, metrics = run["settings"], run["training"], run["metrics"]
+            full = 6 * (3285 if experiment.name.startswith("coco") else 10000)  # epochs * images
+            share = training["images"] * settings["epochs"] / full
+            short = f'<b class="short">short schedule: {share:.1%} of the homework\'s</b>'
+            label = "the homework's schedule" if share > 0.95 else short
+            epochs = []
+            for epoch, rows in itertools.groupby(run["losses"], lambda row: row["epoch"]):
+                values = [f"{row['loss']:.4g}" for row in rows]
+                epochs.append(" → ".join(dict.fromkeys(values[::len(values) - 1 or 1])))
+                epochs[-1] += f" in epoch {epoch:.0f}"
+            here = f"{', '.join(epochs)} ({label})"
+            cells, table = ["-"] * 4, "<p>Training or testing has not finished.</p>"
+            if metrics is not None:
+                before = metrics.get("before") or {"classes": {}}
+                names = ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_f1")
+                cells = self._cells({k: metrics[k] for k in names}, before)
+                rows = [
+                    [html.escape(name), *self._cells(scores, before["classes"].get(name, {}))]
+                    for name, scores in metrics["classes"].items()
+                ]
+                table = self._table(("class", "IoU", "Dice", "pixel accuracy", "boundary F1"), rows)
+            figures = self.figures(experiment)
+            title = f"Figures {', '.join(number for number, *_ in figures)}: {experiment.title}"
+            link = f'<a href="#{experiment.name}">{title}</a>'
+            worst = ("", f"{experiment.title}: the worst test images (not in the report)")
+            pictures = "".join(
+                self._figure(self.folder(experiment), *figure, label)
+                for figure in (*figures, (*worst, "worst.png"))
+            )
+            section = (
+                f'<h2 id="{experiment.name}">{title}</h2><p>The '
+                f"report saw: {experiment.saw}. Here: {here}.</p>{pictures}{table}"
+            )
+            schedule = (
+                f"{label}: {training['images']:,} images, {settings['epochs']} epochs, batches of "
+                f"{training['batch_size']}: {run['iterations']:,} iterations in "
+                f"{run['rows'][-1]['seconds'] / 60:.1f} minutes. "
+            )
+            shown = {k: settings[k] for k in ("learning_rate", "momentum", "seed", "image_size")}
+            shown |= {k: training[k] for k in ("loss", "optimizer", "precision")}
+            listed = [
+                html.escape(", ".join(f"{k} {v}" for k, v in facts.items()))
+                for facts in (shown | (run["network"]["arguments"] or {}), run["machine"])
+            ]
+            name, listed[0] = experiment.title, schedule + listed[0]
+            return link, section, [name, experiment.saw, here], [name, *cells], [name, *listed]
+
+        @staticmethod
+        def _cells(scores, before):
+            known = {k: before[k] for k in scores if before.get(k) is not None}
+            was = {k: f"<small>{v:.3f} →</small> " for k, v in known.items()}
+            return [was.get(k, "") + ("-" if v is None else f"{v:.3f}") for k, v in scores.items()]
+
+        @staticmethod
+        def _table(columns, rows, caption=""):
+            head = "".join(f"<th>{cell}</th>" for cell in columns)
+            body = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
+            lines = "".join(f"<tr>{cells}</tr>" for cells in (head, *body))
+            return f"<table><caption>{caption}</caption>{lines}</table>"
+
+        @staticmethod
+        def _figure(folder, number, caption, files, label):
+            """A figure of one or more pictures, embedded in the page."""
+            pictures = []
+            for path in sorted(folder.glob(files)):
+                data = path.read_bytes()
+                if not data.startswith(b"\x89PNG"):
+                    raise ValueError(f"{path} is not a PNG picture: run its experiment again")
+                pictures.append(
+                    f'<img alt="{html.escape(f"{caption} ({path.stem})")}" '
+                    f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+                )
+            if not pictures:
+                return number and f"<p>Figure {number} is not there yet.</p>"
+            return (
+                f'<figure><div class="pictures {"many" if len(pictures) > 1 else "one"}">'
+                f"{''.join(pictures)}</div><figcaption>{number and f'<b>Figure {number}.</b> '}"
+                f"{caption} ({label}).</figcaption></figure>"
+            )

@@ -1,0 +1,107 @@
+"""The whole homework by one command, and one page that shows all of it by figure number.
+
+Runs the experiments of the homework (all, or those of --only), each in a folder of its own in the
+results folder. What is finished with the same schedule is skipped; what was interrupted goes on
+after its last whole epoch; a longer run is never replaced by a shorter one. The page,
+runs/report/index.html, holds its pictures itself: mail it, print it, read it offline.
+
+    python Examples/reproduce_homework.py --quick         # 2 CPU cores: 2 minutes an experiment
+    python Examples/reproduce_homework.py --only mse,dice # the homework's schedule: an hour each
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from torch.utils.data import Subset
+
+from SegStudio import SegStudio
+
+RECIPE = {"batch_size": 4, "learning_rate": 1e-4, "momentum": 0.9}
+DEPTH = 16
+FILES_OF_A_RUN = ("*.png", "*.json", "losses.csv", "log.txt", "model.pt", "checkpoint.pt")
+
+
+def what_is_left(folder, schedule):
+    """What of a run is still to do: "all", "rest" (of the training), "test" or "nothing"."""
+    try:
+        run = SegStudio.HomeworkReport.read_run(folder)
+        there = {name: (run["settings"] | run["training"])[name] for name in schedule}
+    except (OSError, ValueError, KeyError, TypeError):
+        return "all"
+    if there != schedule:
+        mine, other = (run["images"] * run["epochs"] for run in (schedule, there))
+        return "nothing" if other > mine else "all"
+    if (folder / "checkpoint.pt").exists():
+        return "rest"
+    if not (folder / "model.pt").exists():
+        return "all"
+    return "nothing" if (folder / "metrics.json").exists() else "test"
+
+
+def run_shapes(experiment, folder, flags):
+    """Train and test one of the experiments on PurdueShapes5MultiObject, or the rest of it."""
+    schedule = {"images": flags.train_images, "epochs": flags.epochs, "seed": flags.seed}
+    left = what_is_left(folder, schedule | RECIPE)
+    if left == "nothing":
+        return f"{folder} is kept: complete, or of a longer schedule. To run it again, remove it"
+    for pattern in FILES_OF_A_RUN if left == "all" else ():
+        for path in folder.glob(pattern):
+            path.unlink()
+    dls = SegStudio(use_gpu=True, **flags.settings | RECIPE | {"run_name": folder.name})
+    dls.log(f"\n==== {experiment.name}: {experiment.title}")
+    segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
+    segmenter.load_shapes(flags.train_images, test_images=200 if flags.quick else 1000)
+    model = segmenter.mUnet(skip_connections=True, depth=DEPTH)
+    untrained = segmenter.score(model)
+    if left != "test":
+        segmenter.custom_run_code_for_training_for_semantic_segmentation(
+            model,
+            experiment.loss_type,
+            experiment.dice_scale,
+            report_every=60 if flags.quick else 500,
+            evaluate_every=len(segmenter.train_dataloader),
+            held_out=Subset(segmenter.dataserver_test, range(200)),
+            resume=True,
+        )
+    segmenter.run_code_for_testing_semantic_segmentation(
+        model, before=untrained, show_every=len(segmenter.test_dataloader) // 5
+    )
+    return f"{folder} is done"
+
+
+def run_coco(experiment, folder, flags):
+    """The COCO experiments have a script of their own, which also finds or draws their data."""
+    command = [str(Path(__file__).with_name("coco_segmentation.py"))]
+    command += ["--loss", experiment.name.removeprefix("coco-"), "--run-name", folder.name]
+    command += ["--results-dir", str(flags.results_dir), "--seed", str(flags.seed)]
+    command += [flag for flag in ("--quick", "--show") if flag in sys.argv]
+    if (folder / "metrics.json").exists():
+        run = SegStudio.HomeworkReport.read_run(folder)
+        if run["command"][1:] == command[1:]:
+            return f"{folder} is kept: complete. To run it again, remove it"
+    if subprocess.run([sys.executable, *command]).returncode:
+        raise ValueError(f"{experiment.name} did not finish: see the lines above")
+    return f"{folder} is done"
+
+
+def main():
+    only = {"metavar": "NAMES", "help": "such as mse,dice,combined-200; default: all"}
+    flags = SegStudio.example_flags(__doc__, quick=(1200, 2), extra={"--only": only})
+    report = SegStudio.HomeworkReport(flags.results_dir)
+    known = {experiment.name: experiment for experiment in report.experiments}
+    names = flags.only.split(",") if flags.only else list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--only has no experiment {name!r}; it has {', '.join(known)}")
+    if flags.run_name:
+        raise ValueError("every experiment has a fixed folder here: use --results-dir instead")
+    for name in names:
+        run = run_coco if name.startswith("coco") else run_shapes
+        print(f"{name}: {run(known[name], report.folder(known[name]), flags)}")
+        page = report.write()  # after each, so that an interruption leaves what is done
+    print(f"\nThe report: {page}\nNext: python Examples/compare_losses.py  (one yardstick)")
+
+
+if __name__ == "__main__":
+    SegStudio.run_example(main)
