@@ -1009,7 +1009,7 @@ class SegStudio:
                 def cell(value):
                     return "  -  " if value is None else f"{value:.3f}"
 
-                width = 16 if before is not None else 11
+                width = 16  # as wide as the longest title and two spaces
                 now = rows(self)
                 then = rows(before) if before is not None else now
                 names = [*self.class_names, "mean"]
