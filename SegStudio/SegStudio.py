@@ -133,7 +133,7 @@ class SegStudio:
     ):  # fmt: skip
         self._refuse_unknown(args, unknown)
         self.dataroot = dataroot
-        self.image_size = list(image_size)
+        self.image_size = image_size
         self.path_saved_model = path_saved_model
         self.momentum = momentum
         self.learning_rate = learning_rate
@@ -181,14 +181,16 @@ class SegStudio:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is a whole number of 1 or more, not {value!r}")
-        if len(self.image_size) != 2 or not all(
-            isinstance(side, int) and side > 0 for side in self.image_size
-        ):
+        sides = list(self.image_size) if isinstance(self.image_size, (list, tuple)) else []
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"image_size is [height, width] in pixels, not {self.image_size!r}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is above 0, not {self.learning_rate!r}")
+        self.image_size = sides
+        if not isinstance(self.learning_rate, (int, float)) or not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is a number above 0, not {self.learning_rate!r}")
         if not isinstance(self.num_workers, int) or self.num_workers < 0:
             raise ValueError(f"num_workers is 0 or more, not {self.num_workers!r}")
+        if self.run_name == "":
+            raise ValueError("run_name is a name, not '': leave it out to get one")
 
     def _pick_device(self):
         if self.use_gpu and torch.cuda.is_available():
@@ -206,10 +208,12 @@ class SegStudio:
             results = Path(self.results_dir).expanduser()
             script = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
             stem = script if re.fullmatch(r"[\w-]+", script) else "session"
-            names = [self.run_name] if self.run_name else itertools.chain(
+            names = [self.run_name] if self.run_name is not None else itertools.chain(
                 [stem], (f"{stem}-{number}" for number in itertools.count(2))
             )  # fmt: skip
+            folder = results
             try:
+                results.mkdir(parents=True, exist_ok=True)
                 for name in names:
                     folder = results / name
                     with contextlib.suppress(FileExistsError):
@@ -302,7 +306,7 @@ class SegStudio:
         self._displayed += 1
         figure = self.new_figure(figsize=(6, 6 * min(max(height / width, 0.3), 3) + 0.4), dpi=150)
         axes = figure.add_subplot()
-        axes.imshow(tensor.permute(1, 2, 0).squeeze(2), cmap="gray")
+        axes.imshow(tensor.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray")
         axes.set_title(title)
         axes.set_axis_off()
         slug = re.sub(r"\W+", "-", title).strip("-")[:60]
@@ -2553,7 +2557,7 @@ class SegStudio:
                 def cell(value):
                     return "  -  " if value is None else f"{value:.3f}"
 
-                width = 16 if before is not None else 11
+                width = 16  # as wide as the longest title and two spaces
                 now = rows(self)
                 then = rows(before) if before is not None else now
                 names = [*self.class_names, "mean"]
@@ -3284,7 +3288,7 @@ class SegStudio:
                 figsize=(2 + 1.1 * len(output), 1.1 * len(rows) + 0.8), dpi=100
             )
             axes = figure.add_subplot()
-            axes.imshow(grid.permute(1, 2, 0).clamp(0, 1))
+            axes.imshow(grid.permute(1, 2, 0).clamp(0, 1).numpy())
             axes.set_xticks([])
             axes.set_yticks([height * (k + 0.5) for k in range(len(rows))], rows)
             axes.tick_params(length=0)
@@ -3331,7 +3335,7 @@ class SegStudio:
                     image.byte(), self.overlay(image, truths[row]), self.overlay(image, preds[row])
                 )  # fmt: skip
                 for axes, picture, column in zip(grid[row], pictures, columns, strict=True):
-                    axes.imshow(picture.permute(1, 2, 0))
+                    axes.imshow(picture.permute(1, 2, 0).numpy())
                     axes.set_xticks([])
                     axes.set_yticks([])
                     if row == 0:

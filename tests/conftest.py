@@ -1,0 +1,108 @@
+"""What the tests share: a tiny data set, tiny networks, and a place to run them in."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from SegStudio import SegStudio  # noqa: E402 - after the backend is chosen
+
+ROOT = Path(__file__).resolve().parents[1]
+Segmentation = SegStudio.SemanticSegmentation
+
+
+class TinyShapes(Dataset):
+    """One bright square per image, of the class and at the place that its number says."""
+
+    class_names = ("rectangle", "triangle", "disk", "oval", "star")
+    mask_values = (50, 100, 150, 200, 250)
+
+    def __init__(self, number, size=32):
+        self.number = number
+        self.size = size
+
+    def __len__(self):
+        return self.number
+
+    def __getitem__(self, idx):
+        if not 0 <= idx < self.number:
+            raise IndexError(idx)
+        k, side = idx % 5, 6 + idx % 4
+        x, y = 2 + (7 * idx) % (self.size - side - 4), 3 + (5 * idx) % (self.size - side - 4)
+        image = torch.zeros(3, self.size, self.size)
+        image[:, y : y + side, x : x + side] = torch.tensor(
+            [200.0 - 20 * k, 55.0 + 40 * k, (37.0 * idx) % 255]
+        )[:, None, None]
+        mask = torch.zeros(5, self.size, self.size, dtype=torch.uint8)
+        mask[k, y : y + side, x : x + side] = self.mask_values[k]
+        boxes = torch.zeros(5, 5, 4)
+        boxes[0, k] = torch.tensor([x, y, x + side - 1.0, y + side - 1.0])
+        return {"image": image, "mask_tensor": mask, "bbox_tensor": boxes}
+
+
+@pytest.fixture
+def tiny_shapes():
+    """The class of the tiny data set."""
+    return TinyShapes
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Makes experiments in tmp_path: experiment(train=12, test=8, **settings)."""
+
+    def make(train=12, test=8, **settings):
+        settings = {
+            "results_dir": tmp_path / "runs", "run_name": "run", "epochs": 1, "seed": 0, **settings
+        }  # fmt: skip
+        segmenter = Segmentation(dl_studio=SegStudio(**settings), max_num_objects=5)
+        train = TinyShapes(train) if isinstance(train, int) else train
+        test = TinyShapes(test) if isinstance(test, int) else test
+        segmenter.load_PurdueShapes5MultiObject_dataset(train, test)
+        return segmenter
+
+    return make
+
+
+@pytest.fixture
+def small_net():
+    """Makes networks that a CPU trains in a blink, the same one for the same seed."""
+
+    def make(seed=0, **arguments):
+        torch.manual_seed(seed)
+        return Segmentation.mUnet(**{"depth": 4, "width": 8, **arguments})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory):
+    """A folder of 20-image archives under the names that DLStudio's scripts ask for."""
+    folder = tmp_path_factory.mktemp("archives")
+    for seed, name in enumerate(("10000-train", "1000-test", "20-train", "20-test")):
+        path = folder / f"PurdueShapes5MultiObject-{name}.gz"
+        Segmentation.PurdueShapes5MultiObjectDataset.generate(path, 20, seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """Runs a script as a user does, in a folder: run_script(folder, path, *flags) -> process."""
+
+    def run(folder, *command, timeout=170):
+        environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg",
+            "XDG_CACHE_HOME": str(Path(folder) / ".cache"),
+        }  # fmt: skip
+        environment.pop("DISPLAY", None)
+        return subprocess.run(
+            [sys.executable, *map(str, command)], cwd=folder, env=environment, timeout=timeout,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    return run
