@@ -85,7 +85,7 @@ def main():
         if items:
             batch = default_collate(items)
             name = segmenter.dataserver_test.class_names[index]
-            output = segmenter.output_of(model, batch["image"])
+            output = segmenter.output_of(model, batch["image"]).cpu()
             segmenter.save_panel_figure(batch, output, f"test-panel-{name}.png")
     for name, scores in baselines.items():
         dls.log(f"\nFor comparison, {name}:\n{scores}")

@@ -10,15 +10,12 @@ import functools
 import gzip
 import hashlib
 import html
-import inspect
-import gzip
-import hashlib
 import http.client
+import inspect
 import io
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import pickle
 import platform
@@ -29,27 +26,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict, namedtuple
-from collections.abc import Mapping
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, namedtuple
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask
 import skimage.draw
+import skimage.filters
 import skimage.segmentation
 import torch
 import torchvision
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-import skimage.filters
-import torch
-import torchvision
 from PIL import Image
 from pycocotools.coco import COCO
 from torch import nn
@@ -3101,29 +3095,36 @@ class SegStudio:
             threshold = torch.zeros_like(values) if self.binary_targets else values / 2
             return output > threshold[:, None, None]
 
+        def output_of(self, net, images):
+            """The output (N, C, H, W) of `net` for images (N, 3, H, W), in eval mode.
+
+            Else BatchNorm would use the statistics of the images that happen to share a batch.
+            """
+            was_training = net.training
+            net.to(self.dl_studio.device).eval()
+            try:
+                with torch.no_grad():
+                    return net(images.to(self.dl_studio.device))
+            finally:
+                net.train(was_training)
+
         def score(self, net, dataloader=None, on_batch=None):
             """Score `net` on every image of a loader; the one testing routine.
 
             on_batch(number, batch, output, ious), where given, sees each batch of the loader, the
             network's output for it (N, C, H, W) and the mean IoU of each image (N,).
-            Returns SegmentationScores; `net` is left in the mode (train or eval) it was in.
+            Returns SegmentationScores.
             """
             dataloader = self.test_dataloader if dataloader is None else dataloader
             scores = self.SegmentationScores(self._data_facts()[0])
-            was_training = net.training
-            net.to(self.dl_studio.device).eval()  # else BatchNorm would use the batch's statistics
-            try:
-                with torch.no_grad():
-                    for number, batch in enumerate(
-                        tqdm(dataloader, desc="testing", disable=None, leave=False)
-                    ):
-                        output = net(batch["image"].to(self.dl_studio.device))
-                        truth = batch["mask_tensor"].to(self.dl_studio.device) > 0
-                        ious = scores.update(self.predict(output), truth, batch.get("category"))
-                        if on_batch is not None:
-                            on_batch(number, batch, output.cpu(), ious)
-            finally:
-                net.train(was_training)
+            for number, batch in enumerate(
+                tqdm(dataloader, desc="testing", disable=None, leave=False)
+            ):
+                output = self.output_of(net, batch["image"])
+                truth = batch["mask_tensor"].to(output.device) > 0
+                ious = scores.update(self.predict(output), truth, batch.get("category"))
+                if on_batch is not None:
+                    on_batch(number, batch, output.cpu(), ious)
             return scores
 
         def load_model(self, net, path=None):
@@ -3192,9 +3193,7 @@ class SegStudio:
             """
             pixels = v2.functional.pil_to_tensor(image.convert("RGB"))  # (3, H, W)
             small = v2.functional.resize(pixels, self.dl_studio.image_size, antialias=True)
-            net.to(self.dl_studio.device).eval()
-            with torch.no_grad():
-                output = net(small[None].float().to(self.dl_studio.device)).cpu()
+            output = self.output_of(net, small[None].float()).cpu()
             masks = self.predict(output)[0]  # (C, h, w)
             nearest = v2.InterpolationMode.NEAREST
             return v2.functional.resize(masks, list(pixels.shape[1:]), interpolation=nearest)
@@ -3278,7 +3277,7 @@ class SegStudio:
         def _save_test_figure(self, batch, output, number):
             names, values = self._data_facts()
             if len(values) != len(names):  # one channel for all classes: no picture of DLStudio's
-                return self._save_panel_figure(batch, output, f"test-batch-{number:03d}.png")
+                return self.save_panel_figure(batch, output, f"test-batch-{number:03d}.png")
             grid = self.make_test_grid(
                 batch["image"], batch["bbox_tensor"], self.as_mask_values(output)
             )
@@ -3318,7 +3317,7 @@ class SegStudio:
                 )[:, None]
             return picture
 
-        def _save_panel_figure(self, batch, output, name, titles=None, heading=None):
+        def save_panel_figure(self, batch, output, name, titles=None, heading=None):
             """One row per image: input, true masks, predicted masks; classes in colours."""
             names, values = self._data_facts()
             preds = self.predict(output)
@@ -3361,7 +3360,7 @@ class SegStudio:
             for key in ("image", "mask_tensor"):
                 batch[key] = torch.stack(batch[key])
             titles = [f"image {n}\nIoU {iou:.2f}" for n, iou in zip(numbers, ious, strict=True)]
-            self._save_panel_figure(
+            self.save_panel_figure(
                 batch, torch.stack(outputs), "worst.png", titles, "The worst test images"
             )
 
