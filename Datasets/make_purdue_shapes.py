@@ -30,7 +30,8 @@ def main():
         path = dataset_class.generate(args.out, num_images, seed)
     except (OSError, ValueError) as error:
         sys.exit(f"make_purdue_shapes.py: {error}")
-    print(f"Drew {num_images} images (seed {seed}) into {path}, {path.stat().st_size / 1e6:.1f} MB.")
+    size = path.stat().st_size / 1e6
+    print(f"Drew {num_images} images (seed {seed}) into {path}, {size:.1f} MB.")
 
 
 if __name__ == "__main__":
