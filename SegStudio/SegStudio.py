@@ -589,6 +589,8 @@ class SegStudio:
                     if len(items) == 0:
                         raise ValueError("it has no images")
                     return [items[idx] for idx in range(len(items))]  # of a dict or a list
+                except ValueError as error:
+                    raise ValueError(f"{archive} is refused: {error}") from error
                 except Exception as error:
                     raise ValueError(
                         f"{archive} is not a whole gzip of a pickle of [dataset, label_map] "

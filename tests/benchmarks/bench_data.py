@@ -1,0 +1,104 @@
+"""Prints how much faster the shapes data loads here than in DLStudio 2.3.6, side by side.
+
+    pip install '.[bench]' && python tests/benchmarks/bench_data.py
+
+Both read the same archive of 10,000 drawn images (DLStudio's own format, with lists) in a temporary
+folder, in turns, each time in a process of its own. Takes some minutes and 4 GB of memory.
+"""
+
+import argparse
+import functools
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch.utils.data import DataLoader
+
+from SegStudio import SegStudio
+
+CLASS = "PurdueShapes5MultiObjectDataset"
+
+
+def load(who):
+    """Loads the archive of the working directory; returns the dataset and the seconds it took."""
+    settings = SimpleNamespace(dataroot="./", image_size=[64, 64])
+    segmenter = SimpleNamespace(max_num_objects=5)
+    if who == "DLStudio":
+        from DLStudio import DLStudio as studio
+
+        # Since torch 2.6 DLStudio's own cache only loads when it is allowed to unpickle anything.
+        torch.load = functools.partial(torch.load, weights_only=False)
+    else:
+        studio = SegStudio
+    dataset_class = getattr(studio.SemanticSegmentation, CLASS)
+    (archive,) = (path.name for path in Path().glob("*.gz"))
+    start = time.perf_counter()
+    dataset = dataset_class(settings, segmenter, "train", archive)
+    return dataset, time.perf_counter() - start
+
+
+def fetch(dataset, batches):
+    """Seconds for a batch of 4 through a DataLoader, the median of all."""
+    seconds, loader = [], iter(DataLoader(dataset, batch_size=4))
+    for _ in range(batches):
+        start = time.perf_counter()
+        next(loader)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def measure(who, what):
+    """Measures in a process of its own, so that no one profits from another's memory."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--measure", who, what]
+    lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return float(lines.split()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=3, help="of the later loads and batches")
+    args = parser.parse_args()
+    if args.measure:
+        who, what = args.measure
+        torch.set_num_threads(1)
+        dataset, seconds = load(who)
+        if not getattr(dataset, "num_shapes", None):
+            dataset.num_shapes = 5
+        print(fetch(dataset, 1000) if what == "batch" else seconds)
+        return
+    if importlib.util.find_spec("DLStudio") is None:
+        sys.exit("bench_data.py: DLStudio is not installed: pip install '.[bench]'")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        drawing = time.perf_counter()
+        generate = getattr(SegStudio.SemanticSegmentation, CLASS).generate
+        generate("PurdueShapes5MultiObject-10000-train.gz", 10000)
+        drawing = time.perf_counter() - drawing
+        rows = []
+        for what in ("first load", "later load", "batch"):
+            repeats = 1 if what == "first load" else args.repeats
+            # In turns, so that a busy spell of the machine falls on both.
+            turns = range(repeats)
+            pairs = [(measure("DLStudio", what), measure("SegStudio", what)) for _ in turns]
+            theirs, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
+            rows.append((what, theirs, ours))
+        os.chdir("/")
+    machine = f"{os.cpu_count()} CPU cores, torch {torch.__version__}"
+    print(f"drawing 10,000 images: {drawing:.1f} s; {machine}")
+    print(f"{'':24}{'DLStudio 2.3.6':>16}{'SegStudio':>12}{'times faster':>14}")
+    for what, theirs, ours in rows:
+        name = {"batch": "batch of 4 (ms)"}.get(what, f"{what} (s)")
+        unit = 1000 if what == "batch" else 1
+        print(f"{name:24}{theirs * unit:16.3f}{ours * unit:12.3f}{theirs / ours:14.1f}")
+
+
+if __name__ == "__main__":
+    main()
