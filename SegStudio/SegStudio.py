@@ -1907,7 +1907,7 @@ class SegStudio:
             def _is_whole(self, file):
                 try:
                     records = self._open_cache(file)
-                except (OSError, ValueError):
+                except (OSError, ValueError, EOFError):
                     return False
                 if records.dtype != self.record_type or records.shape != (len(self.samples),):
                     return False
