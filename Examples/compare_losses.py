@@ -15,7 +15,6 @@ from pathlib import Path
 
 from SegStudio.SegStudio import PALETTE, SegStudio
 
-RUNS = "python Examples/reproduce_homework.py --quick --only mse,dice,combined-200"
 SCORES = {"mean_iou": "mean IoU", "mean_dice": "mean Dice", "boundary_f1": "boundary F1"}
 
 
@@ -31,15 +30,14 @@ def read_runs(flags):
                 raise
             print(f"Left out: {error}")
             continue
-        first = runs[0] if runs else run
-        if run["data"]["class_names"] != first["data"]["class_names"]:
-            print(f"Left out: {name} has other classes than {first['name']}")
+        if runs and run["data"]["class_names"] != runs[0]["data"]["class_names"]:
+            print(f"Left out: {name} has other classes than {runs[0]['name']}")
             continue
         run["test_iou"] = run["metrics"] and run["metrics"]["mean_iou"]
         run["kind"] = re.sub(r"\+[\d.e+]+\*", " + scale*", run["loss"])  # one kind, many scales
         runs.append(run)
     if not runs:
-        raise ValueError(f"{results} holds no runs to compare: make some with {RUNS}")
+        raise ValueError(f"{results} holds no runs: reproduce_homework.py --quick makes them")
     return runs
 
 
@@ -54,9 +52,7 @@ def draw(dls, runs):
     score_plots = dict(zip(SCORES, lower.subplots(1, 3), strict=True))
     colors = {run["name"]: PALETTE[k % len(PALETTE)] for k, run in enumerate(runs)}
     for run in runs:
-        rivals = [
-            r["test_iou"] for r in runs if r["kind"] == run["kind"] and r["test_iou"] is not None
-        ]
+        rivals = [r["test_iou"] for r in runs if r["kind"] == run["kind"] and r["metrics"]]
         case = {max(rivals): " (best case)", min(rivals): " (worst case)"} if rivals[1:] else {}
         label = run["name"] + case.get(run["test_iou"], "")
         style = {"color": colors[run["name"]], "linestyle": "--" if "(worst" in label else "-"}
@@ -65,8 +61,7 @@ def draw(dls, runs):
         for score, axes in score_plots.items():
             scored = [row for row in run["rows"] if score in row]
             points = [(row["iteration"] / run["per_epoch"], row[score]) for row in scored]
-            if not points and run["metrics"]:
-                points = [(epochs[-1], run["metrics"][score])]
+            points += [(epochs[-1], run["metrics"][score])] if run["metrics"] and not points else []
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", label=run["name"], **style)
             axes.set(xlabel="epoch", ylabel=SCORES[score], ylim=(0, None), title=SCORES[score])
@@ -75,15 +70,14 @@ def draw(dls, runs):
         axes.legend(fontsize="small")
     for axes in (*plots.values(), *score_plots.values()):
         axes.grid(alpha=0.3)
-    handles = score_plots["mean_iou"].get_legend_handles_labels()
-    lower.legend(*handles, loc="outside lower center", ncols=4)
+    lower.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return dls.save_figure(figure, "losses.png")
 
 
 def main():
     names = {"nargs": "*", "help": "folders in the results folder; default: all of them"}
     flags = SegStudio.example_flags(__doc__, extra={"runs": names})
-    runs = read_runs(flags)
+    runs = read_runs(flags)  # before a folder for the plots is made
     dls = SegStudio(**flags.settings)
     dls.log(f"{'run':28}{'loss':20}{'first':>9}{'last':>9}{'test mean IoU':>15}{'Dice':>8}")
     for run in sorted(runs, key=lambda run: -(run["test_iou"] or 0)):

@@ -2,8 +2,8 @@
 
 Runs the experiments of the homework (all, or those of --only), each in a folder of its own in the
 results folder. What is finished with the same schedule is skipped; what was interrupted goes on
-after its last whole epoch; a longer run is never replaced by a shorter one. The page,
-runs/report/index.html, holds its pictures itself: mail it, print it, read it offline.
+after its last whole epoch; a longer run is never replaced by a shorter one (remove its folder to
+repeat it). The page, runs/report/index.html, holds its pictures itself: mail it, or print it.
 
     python Examples/reproduce_homework.py --quick         # 2 CPU cores: 2 minutes an experiment
     python Examples/reproduce_homework.py --only mse,dice # the homework's schedule: an hour each
@@ -19,24 +19,21 @@ from SegStudio import SegStudio
 
 RECIPE = {"batch_size": 4, "learning_rate": 1e-4, "momentum": 0.9}
 DEPTH = 16
-FILES_OF_A_RUN = ("*.png", "*.json", "losses.csv", "log.txt", "model.pt", "checkpoint.pt")
+RUN_FILES = ("settings.json", "losses.csv", "metrics.json", "log.txt", "model.pt", "checkpoint.pt")
 
 
 def what_is_left(folder, schedule):
     """What of a run is still to do: "all", "rest" (of the training), "test" or "nothing"."""
     try:
         run = SegStudio.HomeworkReport.read_run(folder)
-        there = {name: (run["settings"] | run["training"])[name] for name in schedule}
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return "all"
+    there = {name: (run["settings"] | run["training"]).get(name) for name in schedule}
     if there != schedule:
-        mine, other = (run["images"] * run["epochs"] for run in (schedule, there))
+        mine, other = (facts["images"] * facts["epochs"] for facts in (schedule, there))
         return "nothing" if other > mine else "all"
-    if (folder / "checkpoint.pt").exists():
-        return "rest"
-    if not (folder / "model.pt").exists():
-        return "all"
-    return "nothing" if (folder / "metrics.json").exists() else "test"
+    steps = {"checkpoint.pt": "rest", "metrics.json": "nothing", "model.pt": "test"}
+    return next((step for name, step in steps.items() if (folder / name).exists()), "all")
 
 
 def run_shapes(experiment, folder, flags):
@@ -44,9 +41,9 @@ def run_shapes(experiment, folder, flags):
     schedule = {"images": flags.train_images, "epochs": flags.epochs, "seed": flags.seed}
     left = what_is_left(folder, schedule | RECIPE)
     if left == "nothing":
-        return f"{folder} is kept: complete, or of a longer schedule. To run it again, remove it"
-    for pattern in FILES_OF_A_RUN if left == "all" else ():
-        for path in folder.glob(pattern):
+        return "complete, or of a longer schedule, so it is kept"
+    for path in folder.glob("*") if left == "all" else ():
+        if path.name in RUN_FILES or path.suffix == ".png":
             path.unlink()
     dls = SegStudio(use_gpu=True, **flags.settings | RECIPE | {"run_name": folder.name})
     dls.log(f"\n==== {experiment.name}: {experiment.title}")
@@ -56,18 +53,15 @@ def run_shapes(experiment, folder, flags):
     untrained = segmenter.score(model)
     if left != "test":
         segmenter.custom_run_code_for_training_for_semantic_segmentation(
-            model,
-            experiment.loss_type,
-            experiment.dice_scale,
+            *(model, experiment.loss_type, experiment.dice_scale),
             report_every=60 if flags.quick else 500,
             evaluate_every=len(segmenter.train_dataloader),
             held_out=Subset(segmenter.dataserver_test, range(200)),
             resume=True,
         )
-    segmenter.run_code_for_testing_semantic_segmentation(
-        model, before=untrained, show_every=len(segmenter.test_dataloader) // 5
-    )
-    return f"{folder} is done"
+    five = len(segmenter.test_dataloader) // 5  # the report shows 4 or 5 test batches
+    segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained, show_every=five)
+    return "done"
 
 
 def run_coco(experiment, folder, flags):
@@ -76,13 +70,12 @@ def run_coco(experiment, folder, flags):
     command += ["--loss", experiment.name.removeprefix("coco-"), "--run-name", folder.name]
     command += ["--results-dir", str(flags.results_dir), "--seed", str(flags.seed)]
     command += [flag for flag in ("--quick", "--show") if flag in sys.argv]
-    if (folder / "metrics.json").exists():
-        run = SegStudio.HomeworkReport.read_run(folder)
-        if run["command"][1:] == command[1:]:
-            return f"{folder} is kept: complete. To run it again, remove it"
+    done = (folder / "metrics.json").exists() and SegStudio.HomeworkReport.read_run(folder)
+    if done and done["command"][1:] == command[1:]:
+        return "complete, so it is kept"
     if subprocess.run([sys.executable, *command]).returncode:
         raise ValueError(f"{experiment.name} did not finish: see the lines above")
-    return f"{folder} is done"
+    return "done"
 
 
 def main():
@@ -91,14 +84,14 @@ def main():
     report = SegStudio.HomeworkReport(flags.results_dir)
     known = {experiment.name: experiment for experiment in report.experiments}
     names = flags.only.split(",") if flags.only else list(known)
-    for name in names:
-        if name not in known:
-            raise ValueError(f"--only has no experiment {name!r}; it has {', '.join(known)}")
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"--only has no experiment {unknown[0]!r}; it has {', '.join(known)}")
     if flags.run_name:
-        raise ValueError("every experiment has a fixed folder here: use --results-dir instead")
-    for name in names:
-        run = run_coco if name.startswith("coco") else run_shapes
-        print(f"{name}: {run(known[name], report.folder(known[name]), flags)}")
+        raise ValueError("each experiment has a fixed folder: use --results-dir, not --run-name")
+    for experiment in map(known.get, names):
+        run = run_coco if experiment.name.startswith("coco") else run_shapes
+        folder = report.folder(experiment)
+        print(f"{folder}: {run(experiment, folder, flags)}")
         page = report.write()  # after each, so that an interruption leaves what is done
     print(f"\nThe report: {page}\nNext: python Examples/compare_losses.py  (one yardstick)")
 

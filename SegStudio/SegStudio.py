@@ -3477,16 +3477,16 @@ class SegStudio:
                 raise FileNotFoundError(f"{folder} holds no run that has reported a loss")
             try:
                 run = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-                with (folder / "losses.csv").open(newline="", encoding="utf-8") as file:
-                    table = list(csv.DictReader(file))
+                table = csv.DictReader((folder / "losses.csv").read_text("utf-8").splitlines())
                 run["rows"] = [{k: float(v) for k, v in row.items() if v} for row in table]
-                run["losses"] = [row for row in run["rows"] if "loss" in row]
+                run["losses"] = [r for r in run["rows"] if {"loss", "epoch"} <= r.keys()]
                 run["iterations"] = int(run["losses"][-1]["iteration"])
                 tested = folder / "metrics.json"
                 run["metrics"] = json.loads(tested.read_text("utf-8")) if tested.exists() else None
-                images, batch = (run["training"][k] for k in ("images", "batch_size"))
-                run["per_epoch"] = math.ceil(images / batch)  # iterations
-                run["name"], run["loss"] = folder.name, str(run["training"]["loss"])
+                settings, training = run["settings"], run["training"]
+                run["name"], run["loss"] = folder.name, str(training["loss"])
+                run["per_epoch"] = math.ceil(training["images"] / training["batch_size"])
+                run["total"] = run["per_epoch"] * int(settings["epochs"])  # iterations planned
             except (ArithmeticError, LookupError, ValueError, TypeError, csv.Error) as error:
                 raise ValueError(
                     f"{folder} cannot be read ({type(error).__name__}: {error}): remove that "
@@ -3544,7 +3544,8 @@ class SegStudio:
 
         def _parts(self, experiment):
             """An experiment's link, its section, and its rows of the page's three tables."""
-            run = self.read_run(self.folder(experiment))
+            folder = self.folder(experiment)
+            run = self.read_run(folder)
             settings, training, metrics = run["settings"], run["training"], run["metrics"]
             full = 6 * (3285 if experiment.name.startswith("coco") else 10000)  # epochs * images
             share = training["images"] * settings["epochs"] / full
@@ -3567,21 +3568,18 @@ class SegStudio:
                 ]
                 table = self._table(("class", "IoU", "Dice", "pixel accuracy", "boundary F1"), rows)
             figures = self.figures(experiment)
-            title = f"Figures {', '.join(number for number, *_ in figures)}: {experiment.title}"
+            title = f"Figures {', '.join(f[0] for f in figures)}: {experiment.title}"
             link = f'<a href="#{experiment.name}">{title}</a>'
-            worst = ("", f"{experiment.title}: the worst test images (not in the report)")
-            pictures = "".join(
-                self._figure(self.folder(experiment), *figure, label)
-                for figure in (*figures, (*worst, "worst.png"))
-            )
+            figures.append(("", f"{experiment.title}: the worst test images", "worst.png"))
+            pictures = "".join(self._figure(folder, *figure, label) for figure in figures)
             section = (
                 f'<h2 id="{experiment.name}">{title}</h2><p>The '
                 f"report saw: {experiment.saw}. Here: {here}.</p>{pictures}{table}"
             )
             schedule = (
                 f"{label}: {training['images']:,} images, {settings['epochs']} epochs, batches of "
-                f"{training['batch_size']}: {run['iterations']:,} iterations in "
-                f"{run['rows'][-1]['seconds'] / 60:.1f} minutes. "
+                f"{training['batch_size']}: {run['iterations']:,} of {run['total']:,} iterations "
+                f"in {run['rows'][-1]['seconds'] / 60:.1f} minutes. "
             )
             shown = {k: settings[k] for k in ("learning_rate", "momentum", "seed", "image_size")}
             shown |= {k: training[k] for k in ("loss", "optimizer", "precision")}
