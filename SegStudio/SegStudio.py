@@ -1253,9 +1253,8 @@ class SegStudio:
                 try:
                     with ThreadPoolExecutor(workers) as pool:
                         tasks = pool.map(lambda s: self._write_sample(*s, images, part), samples)
-                        bar = tqdm(
-                            tasks, self.split, len(samples), unit="image", disable=None if progress else True,
-                        )
+                        hide = None if progress else True  # None: where there is no terminal
+                        bar = tqdm(tasks, self.split, len(samples), unit="image", disable=hide)
                         records = [record for record in bar if record]
                     self.problems.sort()  # the threads add in any order
                     self.dropped.sort()
@@ -1605,8 +1604,8 @@ class SegStudio:
                 (folder / "annotations").mkdir(exist_ok=True)
                 extra = ("two of a kind", "two classes", "too small", "crowd")
                 kinds = ["single"] * num_images + [*extra] * (1 + num_images // 16)
-                hide = None if self.progress else True
-                for place, kind in enumerate(tqdm(kinds, split, disable=hide)):
+                kinds = tqdm(kinds, split, disable=None if self.progress else True)
+                for place, kind in enumerate(kinds):
                     self._rng = np.random.default_rng((self.seed, number, place))
                     picture, objects = self._compose(kind, self.CLASSES[place % 3])
                     image_id, (width, height) = number * 1_000_000 + place, picture.size
