@@ -320,16 +320,22 @@ class SegStudio:
         Returns: a namespace; epochs and train_images are filled in where the user gave none, and
         `settings` holds those of the flags that are keyword arguments of SegStudio.
         """
+
+        def number(text):  # argparse names a bad value by this function's name
+            if int(text) < 1:
+                raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+            return int(text)
+
         parser = argparse.ArgumentParser(
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         shared = {
             "--quick": {"action": "store_true", "help": "a small run, to see all of it work"},
             "--epochs": {
-                "type": int, "metavar": "N", "help": f"default {full[1]}; with --quick {quick[1]}",
+                "type": number, "metavar": "N", "help": f"default {full[1]}; with --quick {quick[1]}",
             },
             "--train-images": {
-                "type": int, "metavar": "N",
+                "type": number, "metavar": "N",
                 "help": f"train on the first N; default {full[0]}, with --quick {quick[0]}",
             },
             "--dataroot": {"metavar": "DIR", "help": "folder of the data"},
@@ -379,6 +385,13 @@ class SegStudio:
         Class Path:   SegStudio  ->  SemanticSegmentation
         """
 
+        # Here and not only in __init__, because a student's class may pass that one over: DLStudio's
+        # code, copied, says super(SegStudio.SemanticSegmentation, self).__init__().
+        binary_targets = False  # True once a net has been trained on logits
+        loaded_facts = None  # what load_run knows about the data of a saved network
+        order_seed = None  # one number from which the order of the images of every epoch follows
+        generator = None
+
         def __init__(
             self, dl_studio, max_num_objects, dataserver_train=None, dataserver_test=None,
             dataset_file_train=None, dataset_file_test=None,
@@ -388,10 +401,10 @@ class SegStudio:
             self.max_num_objects = max_num_objects
             self.dataserver_train = dataserver_train
             self.dataserver_test = dataserver_test
-            self.binary_targets = False  # True once a net has been trained on logits
-            self.loaded_facts = None  # what load_run knows about the data of a saved network
-            seed = dl_studio.seed
-            # One number from which the order of the training images of every epoch follows.
+            self._seed_order()
+
+        def _seed_order(self):
+            seed = self.dl_studio.seed
             self.order_seed = int(torch.randint(2**31, ())) if seed is None else seed
             self.generator = torch.Generator().manual_seed(self.order_seed)
 
@@ -836,6 +849,8 @@ class SegStudio:
             }
             self.dataserver_train = dataserver_train
             self.dataserver_test = dataserver_test
+            if self.generator is None:
+                self._seed_order()
             self.train_dataloader = DataLoader(
                 dataserver_train, shuffle=True, generator=self.generator, **settings
             )
@@ -2686,6 +2701,7 @@ class SegStudio:
                 """Train to the end of the last epoch, or of the time; returns the history."""
                 self.clock = time.perf_counter() - self.history.seconds
                 self.net.train()
+                self._set_learning_rate()
                 with tqdm(
                     total=self.total, initial=self.history.iterations, disable=None,
                     dynamic_ncols=True, unit="iteration", leave=False,
@@ -2731,7 +2747,9 @@ class SegStudio:
                 self.history.seconds = time.perf_counter() - self.clock
 
             def _after_iteration(self, bar):
-                self._step_scheduler()
+                if hasattr(self.scheduler, "step"):
+                    self.scheduler.step()
+                self._set_learning_rate()
                 if self.history.iterations in (3, 13) and self.total is not None:
                     self._estimate_time()
                 if self.device.type == "cpu":  # elsewhere, reading the loss would stall the GPU
@@ -2755,11 +2773,8 @@ class SegStudio:
                 yield
                 self.clock += time.perf_counter() - paused
 
-            def _step_scheduler(self):
-                if self.scheduler is None:
-                    return
-                if hasattr(self.scheduler, "step"):
-                    self.scheduler.step()
+            def _set_learning_rate(self):
+                if self.scheduler is None or hasattr(self.scheduler, "step"):
                     return
                 if self.max_seconds:
                     done = self.history.seconds / self.max_seconds
@@ -2893,9 +2908,8 @@ class SegStudio:
                 optimizer: a torch optimizer, or a callable that makes one of the parameters, such
                     as functools.partial(torch.optim.AdamW, lr=1e-3). None: SGD with the settings'
                     learning_rate and momentum.
-                scheduler: a torch scheduler (or a callable that makes one of the optimizer's
-                    class) stepped after each iteration, or a function of the fraction of training
-                    done, 0 to 1, that returns the factor on the learning rate.
+                scheduler: a torch scheduler, stepped after each iteration, or a function of the
+                    fraction of training done, 0 to 1, that returns the factor on the learning rate.
                 precision: "fp32", "bf16", or "auto": bf16 where the device has it in hardware.
                 evaluate_every: score a held-out part after every so many iterations.
                 held_out: share of the training images that evaluate_every keeps out of training,
@@ -2916,8 +2930,11 @@ class SegStudio:
             dls = self.dl_studio
             criterion, loss_name = self._make_loss(loss_type, dice_scale, dice_form)
             loader, held_out_loader = self.train_dataloader, None
-            if report_every < 1:
-                raise ValueError(f"report_every is 1 or more iterations, not {report_every!r}")
+            for name, number in (("report_every", report_every), ("evaluate_every", evaluate_every)):
+                if number is not None and number < 1:
+                    raise ValueError(f"{name} is 1 or more iterations, not {number!r}")
+            if max_seconds is not None and not max_seconds > 0:
+                raise ValueError(f"max_seconds is above 0, not {max_seconds!r}")
             if evaluate_every is not None:
                 loader, held_out_loader = self._hold_out(held_out)
             net.to(dls.device)
@@ -3218,16 +3235,18 @@ class SegStudio:
             """
             dls = self.dl_studio
             self.load_model(net)
-            worst = []
+            worst, seen = [], 0
 
             def draw(number, batch, output, ious):
+                nonlocal seen
                 if number % show_every == 0:
                     dls.log(f"Showing output for test batch {number + 1}")
                     self._save_test_figure(batch, output, number + 1)
                 for row, iou in enumerate(ious.tolist()):
                     if not math.isnan(iou):
                         item = {key: value[row] for key, value in batch.items()}
-                        worst.append((iou, number * len(ious) + row, item, output[row]))
+                        worst.append((iou, seen + row, item, output[row]))
+                seen += len(ious)
                 worst.sort(key=lambda entry: entry[:2])
                 del worst[4:]
 
