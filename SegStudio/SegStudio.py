@@ -332,7 +332,8 @@ class SegStudio:
         shared = {
             "--quick": {"action": "store_true", "help": "a small run, to see all of it work"},
             "--epochs": {
-                "type": number, "metavar": "N", "help": f"default {full[1]}; with --quick {quick[1]}",
+                "type": number, "metavar": "N",
+                "help": f"default {full[1]}; with --quick {quick[1]}",
             },
             "--train-images": {
                 "type": number, "metavar": "N",
@@ -385,7 +386,7 @@ class SegStudio:
         Class Path:   SegStudio  ->  SemanticSegmentation
         """
 
-        # Here and not only in __init__, because a student's class may pass that one over: DLStudio's
+        # Set here because a student's class may pass over this __init__: DLStudio's
         # code, copied, says super(SegStudio.SemanticSegmentation, self).__init__().
         binary_targets = False  # True once a net has been trained on logits
         loaded_facts = None  # what load_run knows about the data of a saved network
@@ -2810,7 +2811,7 @@ class SegStudio:
                         term, weights, retain_graph=True, allow_unused=True
                     )
                     norms = [g.norm() for g in gradients if g is not None]
-                    self.terms[f"grad_norm_{name}"] = torch.stack(norms).norm() * self.count
+                    self.terms[f"grad_norm_{name}"] = torch.stack(norms).norm() * (self.count + 1)
 
             def _estimate_time(self):
                 if self.history.iterations == 3:  # the first two also pay for memory and caches
@@ -2930,7 +2931,8 @@ class SegStudio:
             dls = self.dl_studio
             criterion, loss_name = self._make_loss(loss_type, dice_scale, dice_form)
             loader, held_out_loader = self.train_dataloader, None
-            for name, number in (("report_every", report_every), ("evaluate_every", evaluate_every)):
+            intervals = {"report_every": report_every, "evaluate_every": evaluate_every}
+            for name, number in intervals.items():
                 if number is not None and number < 1:
                     raise ValueError(f"{name} is 1 or more iterations, not {number!r}")
             if max_seconds is not None and not max_seconds > 0:
@@ -3162,9 +3164,8 @@ class SegStudio:
                 mine = {name: tuple(value.shape) for name, value in net.state_dict().items()}
                 saved = {name: tuple(value.shape) for name, value in state.items()}
             except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-                raise ValueError(
-                    f"{path.absolute()} is not a saved model: {str(error).splitlines()[0]}"
-                ) from None
+                reason = (str(error) or "the file is cut off").splitlines()[0]
+                raise ValueError(f"{path.absolute()} is not a saved model: {reason}") from None
             different = [
                 name for name in dict.fromkeys([*mine, *saved]) if mine.get(name) != saved.get(name)
             ]
