@@ -1,0 +1,252 @@
+"""Scripts as DLStudio's users have them, run unchanged but for the name of the package."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+# As in DLStudio's example: settings, two datasets by their file names, a network, two calls.
+EXAMPLE = """
+import random
+import numpy
+import torch
+import os, sys
+
+from SegStudio import *
+
+dls = SegStudio(
+                  dataroot = "./data/PurdueShapes5MultiObject/",
+                  image_size = [64,64],
+                  path_saved_model = "./saved_model",
+                  momentum = 0.9,
+                  learning_rate = 1e-4,
+                  epochs = 1,
+                  batch_size = 4,
+                  classes = ('rectangle','triangle','disk','oval','star'),
+                  use_gpu = True,
+              )
+
+segmenter = SegStudio.SemanticSegmentation(
+                  dl_studio = dls,
+                  max_num_objects = 5,
+              )
+
+train_set = SegStudio.SemanticSegmentation.PurdueShapes5MultiObjectDataset(
+                          train_or_test = 'train',
+                          dl_studio = dls,
+                          segmenter = segmenter,
+                          dataset_file = "PurdueShapes5MultiObject-10000-train.gz",
+                        )
+test_set = SegStudio.SemanticSegmentation.PurdueShapes5MultiObjectDataset(
+                          train_or_test = 'test',
+                          dl_studio = dls,
+                          segmenter = segmenter,
+                          dataset_file = "PurdueShapes5MultiObject-1000-test.gz"
+                        )
+segmenter.dataserver_train = train_set
+segmenter.dataserver_test = test_set
+segmenter.load_PurdueShapes5MultiObject_dataset(train_set, test_set)
+
+model = segmenter.NETWORK(skip_connections=True, depth=4)
+print("learnable: %d" % sum(p.numel() for p in model.parameters() if p.requires_grad))
+print("layers: %d" % len(list(model.parameters())))
+
+segmenter.run_code_for_training_for_semantic_segmentation(model)
+segmenter.run_code_for_testing_semantic_segmentation(model)
+"""
+
+# As in the homework's reports: both classes extended, DLStudio's way of super(), overridden loops.
+STUDENT = """
+import time
+import copy
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.optim as optim
+import torchvision
+import matplotlib
+matplotlib.use("Agg")
+from SegStudio import SegStudio
+
+
+class MyStudio(SegStudio):
+    def __init__(self, *args, **kwargs):
+        super(MyStudio, self).__init__(*args, **kwargs)
+
+
+class MySegmentation(SegStudio.SemanticSegmentation):
+    def __init__(self, dl_studio, max_num_objects, dataserver_train=None, dataserver_test=None):
+        INIT
+
+    class SegmentationLossDice(nn.Module):
+        def __init__(self, batch_size):
+            super(MySegmentation.SegmentationLossDice, self).__init__()
+            self.batch_size = batch_size
+
+        def forward(self, output, mask_tensor):
+            up = 2 * torch.sum(output * mask_tensor, dim=(2, 3))
+            down = torch.sum(output * output, dim=(2, 3)) + torch.sum(mask_tensor ** 2, dim=(2, 3))
+            return torch.mean(1 - up / (down + 1e-6))
+
+    def run_code_for_training_for_semantic_segmentation(self, net):
+        net = copy.deepcopy(net)
+        net = net.to(self.dl_studio.device)
+        criterion1 = self.SegmentationLossDice(self.dl_studio.batch_size)
+        optimizer = optim.SGD(net.parameters(), lr=self.dl_studio.learning_rate,
+                              momentum=self.dl_studio.momentum)
+        losses = []
+        for epoch in range(self.dl_studio.epochs):
+            for i, data in enumerate(self.train_dataloader):
+                im_tensor, mask_tensor, bbox_tensor = (
+                    data['image'], data['mask_tensor'], data['bbox_tensor'])
+                im_tensor = im_tensor.to(self.dl_studio.device)
+                mask_tensor = mask_tensor.type(torch.FloatTensor)
+                mask_tensor = mask_tensor.to(self.dl_studio.device)
+                bbox_tensor = bbox_tensor.to(self.dl_studio.device)
+                optimizer.zero_grad()
+                output = net(im_tensor)
+                loss = criterion1(output, mask_tensor)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+        print("iterations: %d" % len(losses))
+        self.save_model(net)
+        return losses
+
+    def run_code_for_testing_semantic_segmentation(self, net):
+        net.load_state_dict(torch.load(self.dl_studio.path_saved_model))
+        batch_size = self.dl_studio.batch_size
+        image_size = self.dl_studio.image_size
+        max_num_objects = self.max_num_objects
+        with torch.no_grad():
+            for i, data in enumerate(self.test_dataloader):
+                im_tensor, mask_tensor, bbox_tensor = (
+                    data['image'], data['mask_tensor'], data['bbox_tensor'])
+                if i % 50 == 0:
+                    outputs = net(im_tensor)
+                    display = torch.zeros(7 * batch_size, 3, image_size[0], image_size[1],
+                                          dtype=float)
+                    for idx in range(batch_size):
+                        for bbox_idx in range(max_num_objects):
+                            bb_tensor = bbox_tensor[idx, bbox_idx]
+                            for k in range(max_num_objects):
+                                i1, i2 = int(bb_tensor[k][1]), int(bb_tensor[k][3])
+                                j1, j2 = int(bb_tensor[k][0]), int(bb_tensor[k][2])
+                                im_tensor[idx, 0, i1:i2, j1] = 255
+                                im_tensor[idx, 0, i2, j1:j2] = 255
+                    display[:batch_size] = outputs.max(dim=1, keepdim=True).values
+                    display[batch_size:2 * batch_size] = im_tensor
+                    for k in range(5):
+                        display[(2 + k) * batch_size:(3 + k) * batch_size] = outputs[:, k:k + 1]
+                    self.dl_studio.display_tensor_as_image(
+                        torchvision.utils.make_grid(display, nrow=batch_size, normalize=True,
+                                                    padding=2, pad_value=10), "batch %d" % i)
+        print("tested")
+
+
+dls = MyStudio(dataroot="./data/PurdueShapes5MultiObject/", image_size=[64, 64],
+               path_saved_model="./saved_model", momentum=0.9, learning_rate=1e-4, epochs=1,
+               batch_size=4, classes=('rectangle', 'triangle', 'disk', 'oval', 'star'),
+               use_gpu=True)
+segmenter = MySegmentation(dl_studio=dls, max_num_objects=5)
+Data = MySegmentation.PurdueShapes5MultiObjectDataset
+train_set = Data(train_or_test='train', dl_studio=dls, segmenter=segmenter,
+                 dataset_file="PurdueShapes5MultiObject-20-train.gz")
+test_set = Data(train_or_test='test', dl_studio=dls, segmenter=segmenter,
+                dataset_file="PurdueShapes5MultiObject-20-test.gz")
+segmenter.load_PurdueShapes5MultiObject_dataset(train_set, test_set)
+assert train_set.class_labels[50] == 'rectangle', train_set.class_labels
+
+model = segmenter.mUnet(skip_connections=True, depth=2)
+segmenter.run_code_for_training_for_semantic_segmentation(model)
+segmenter.run_code_for_testing_semantic_segmentation(model)
+
+# The report's classes by name and with its arguments, and the loop of the package beside it.
+output, mask = torch.rand(4, 5, 64, 64), next(iter(segmenter.test_dataloader))['mask_tensor']
+for loss in (SegStudio.SemanticSegmentation.SegmentationLossDice(4),
+             SegStudio.SemanticSegmentation.SegmentationLossMSE(4),
+             SegStudio.SemanticSegmentation.SegmentationLossComb(4, 200),
+             SegStudio.SemanticSegmentation.SegmentationLoss(4), segmenter.SegmentationLossDice(4)):
+    assert torch.isfinite(loss(output, mask.float())), loss
+SegStudio.SemanticSegmentation.run_code_for_training_for_semantic_segmentation(segmenter, model)
+segmenter.custom_run_code_for_training_for_semantic_segmentation(model, "Combined", 200)
+SegStudio.SemanticSegmentation.run_code_for_testing_semantic_segmentation(segmenter, model)
+print("all done")
+"""
+
+INITS = {
+    "handed on": "super(MySegmentation, self).__init__(dl_studio, max_num_objects)",
+    "copied": (
+        "super(SegStudio.SemanticSegmentation, self).__init__()\n"
+        "        self.dl_studio = dl_studio\n"
+        "        self.max_num_objects = max_num_objects\n"
+        "        self.dataserver_train = dataserver_train\n"
+        "        self.dataserver_test = dataserver_test"
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path, archives):
+    """An empty folder but for the data, where the scripts look for it."""
+    data = tmp_path / "data" / "PurdueShapes5MultiObject"
+    data.mkdir(parents=True)
+    for archive in archives.glob("*.gz"):
+        shutil.copy(archive, data)
+    return tmp_path
+
+
+def names_in(folder):
+    return {path.name for path in folder.iterdir()} - {".cache"}
+
+
+@pytest.mark.parametrize("network", ["mUnet", "mUNet"])
+def test_a_script_like_dlstudios_example(folder, run_script, network):
+    script = folder / "semantic_segmentation.py"
+    script.write_text(EXAMPLE.replace("NETWORK", network))
+    done = run_script(folder, script)
+    assert done.returncode == 0, done.stderr
+    for line in ("layers: 132", "Finished Training", "Showing output for test batch 1"):
+        assert line in done.stdout
+    assert re.search(r"\[epoch=1/1, iter= +5  elapsed_time= +\d+ secs\]   MSE loss: ", done.stdout)
+    assert names_in(folder) == {"data", "runs", "saved_model", script.name}
+    assert (folder / "runs" / "semantic_segmentation" / "test-batch-001.png").exists()
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_a_students_script_that_overrides_the_loops(folder, run_script, init):
+    script = folder / "hw7.py"
+    script.write_text(STUDENT.replace("INIT", INITS[init]))
+    done = run_script(folder, script)
+    assert done.returncode == 0, done.stderr
+    for line in ("iterations: 5", "tested", "all done"):
+        assert line in done.stdout
+    assert names_in(folder) == {"data", "runs", "saved_model", "hw7.py"}
+    assert (folder / "runs" / "hw7" / "display-001-batch-0.png").exists()
+
+
+def test_a_positional_argument_is_refused_as_in_dlstudio(folder, run_script):
+    done = run_script(folder, "-c", "from SegStudio import *; SegStudio('./data')")
+    assert "ValueError: SegStudio takes keyword arguments only" in done.stderr
+
+
+@pytest.mark.parametrize("version", ["2.3.6", "2.5.8"])
+def test_dlstudios_own_example(folder, run_script, version):
+    """Where SEGSTUDIO_DLSTUDIO_SOURCES holds DLStudio's unpacked source archives."""
+    sources = os.environ.get("SEGSTUDIO_DLSTUDIO_SOURCES", "")
+    original = Path(sources, f"DLStudio-{version}", "Examples", "semantic_segmentation.py")
+    if not sources or not original.is_file():
+        pytest.skip(f"no source archive of DLStudio {version} in SEGSTUDIO_DLSTUDIO_SOURCES")
+    script = folder / original.name
+    text = original.read_text().replace("DLStudio", "SegStudio")
+    script.write_text(
+        re.sub(r"^(import pymsgbox|response = .*)", 'response = "OK"', text, flags=re.M)
+    )
+    done = run_script(folder, script)
+    assert done.returncode == 0, done.stderr
+    assert "6999109" in done.stdout
+    assert "[epoch=6/6, iter=   5" in done.stdout
+    assert names_in(folder) == {"data", "runs", "saved_model", script.name}
+    assert list((folder / "runs" / "semantic_segmentation").glob("test-batch-*.png"))
