@@ -33,6 +33,7 @@ import zlib
 from collections import Counter, defaultdict, namedtuple
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -2379,6 +2380,17 @@ class SegStudio:
                     "dice": self.dice_scale * self.dice(output, mask),
                 }
 
+            def weigh_terms(self, output, mask, weights):
+                """The norm of each term's gradient: how hard it pulls at the weights here."""
+                norms = {}
+                for name, term in self.terms(output, mask).items():
+                    gradients = torch.autograd.grad(
+                        term, weights, retain_graph=True, allow_unused=True
+                    )
+                    pulls = [g.norm() for g in gradients if g is not None]
+                    norms[name] = torch.stack(pulls).norm()
+                return norms
+
             def forward(self, output, mask):
                 terms = self.terms(output, mask)
                 self.latest = {name: term.detach() for name, term in terms.items()}
@@ -2671,31 +2683,87 @@ class SegStudio:
                     table.writeheader()
                     table.writerows(self.rows)
 
+        class TrainingCheckpoint:
+            """A file from which a training goes on after an interruption, as if there was none.
+
+            Weights alone are not enough for that: the optimizer's momentum, the learning rate's
+            schedule, the order of the images and the state of the random numbers belong to it.
+
+            Class Path:   SegStudio  ->  SemanticSegmentation  ->  TrainingCheckpoint
+            """
+
+            def __init__(self, path, write_whole):
+                self.path = Path(path)
+                self.write_whole = write_whole
+
+            def save(self, parts, facts):
+                """Write the state_dict of each of `parts` by name, and the plain dict `facts`."""
+                state = {name: part.state_dict() for name, part in parts.items()}
+                state |= {"facts": facts, "random": torch.get_rng_state()}
+                self.write_whole(self.path, lambda part: torch.save(state, part))
+
+            def load(self, parts, device):
+                """Bring `parts` to the state of the file; returns the facts, or None: no file."""
+                if not self.path.exists():
+                    return None
+                state = torch.load(self.path, map_location=device, weights_only=True)
+                for name, part in parts.items():
+                    part.load_state_dict(state[name])
+                torch.set_rng_state(state["random"].cpu())
+                return state["facts"]
+
+        @dataclass
         class TrainingLoop:
             """The one loop that trains: batches in, reports and checkpoints out.
 
             A network learns by repeating five steps: predict, measure the loss, compute how each
             weight changed it (backward), and move every weight a little against that. The rest
             of this class is bookkeeping around these steps in `run`: time, reports, checkpoints.
-            Its arguments are those of custom_run_code_for_training_for_semantic_segmentation,
-            which is the way in, with the objects made.
+            custom_run_code_for_training_for_semantic_segmentation is the way in, and explains the
+            options.
 
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  TrainingLoop
             """
 
-            def __init__(self, dl_studio, net, criterion, loader, history, **options):
-                self.dl_studio = dl_studio
-                self.device = dl_studio.device
-                self.net = net
-                self.criterion = criterion
-                self.loader = loader
-                self.history = history
-                vars(self).update(options)
-                self.binary = getattr(criterion, "binary_targets", False)
+            dl_studio: object
+            net: nn.Module
+            criterion: nn.Module
+            loader: DataLoader
+            history: object
+            checkpoint: object
+            optimizer: object = None
+            scheduler: object = None
+            bf16: bool = False
+            report_every: int = 500
+            evaluate_every: int | None = None
+            evaluate: object = None
+            augment: object = None
+            max_seconds: float | None = None
+            clip_grad_norm: float | None = None
+            channels_last: bool = False
+            on_report: object = None
+            generator: torch.Generator | None = None
+            order_seed: int = 0
+
+            def __post_init__(self):
+                for name in ("report_every", "evaluate_every", "max_seconds", "clip_grad_norm"):
+                    value = getattr(self, name)
+                    if value is not None and not value > 0:
+                        raise ValueError(f"{name} is above 0, not {value!r}")
+                dls = self.dl_studio
+                self.order = torch.channels_last if self.channels_last else torch.contiguous_format
+                self.net.to(dls.device, memory_format=self.order)
+                if self.optimizer is None:
+                    self.optimizer = functools.partial(
+                        torch.optim.SGD, lr=dls.learning_rate, momentum=dls.momentum
+                    )
+                if not isinstance(self.optimizer, torch.optim.Optimizer):
+                    self.optimizer = self.optimizer(self.net.parameters())
+                self.binary = getattr(self.criterion, "binary_targets", False)
                 self.epochs_done = 0
-                self.total = None if self.max_seconds else dl_studio.epochs * len(loader)
-                self.losses = torch.zeros(self.report_every, device=self.device)
-                self.terms = defaultdict(float)
+                self.total = None if self.max_seconds else dls.epochs * len(self.loader)
+                self.losses = torch.zeros(self.report_every, device=dls.device)
+                self.terms, self.weighed = defaultdict(float), {}
                 self.count = 0  # iterations since the last report
 
             def run(self):
@@ -2718,24 +2786,43 @@ class SegStudio:
                                 break
                         self._report()
                         self.epochs_done += 1
-                        self._save_checkpoint()
+                        with self._off_the_clock():
+                            self.checkpoint.save(self._parts(), self._facts())
                 return self.history
 
+            def resume(self):
+                """Go on where an interrupted run of this name stopped; without one, do nothing."""
+                facts = self.checkpoint.load(self._parts(), self.dl_studio.device)
+                if facts is not None:
+                    vars(self.history).update(facts.pop("history"))
+                    vars(self).update(facts)
+                    self.dl_studio.log(f"Resuming after epoch {self.epochs_done}")
+
+            def _parts(self):
+                parts = {"net": self.net, "optimizer": self.optimizer, "scheduler": self.scheduler}
+                return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+
+            def _facts(self):
+                facts = {"epochs_done": self.epochs_done, "order_seed": self.order_seed}
+                return facts | {"history": vars(self.history)}
+
             def _iterate(self, batch):
-                images = batch["image"].to(self.device, non_blocking=True)  # (N, 3, H, W)
-                masks = batch["mask_tensor"].to(self.device, non_blocking=True).float()
+                device = self.dl_studio.device
+                images = batch["image"].to(device, non_blocking=True)  # (N, 3, H, W)
+                masks = batch["mask_tensor"].to(device, non_blocking=True).float()
                 if self.binary:
                     masks = (masks > 0).float()
                 if self.augment is not None:
                     images, masks = self.augment(images, masks)
-                images = images.contiguous(memory_format=self.memory_format)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                images = images.contiguous(memory_format=self.order)
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     output = self.net(images)  # (N, C, H, W)
                     loss = self.criterion(output, masks)
                 self.losses[self.count] = loss.detach()
                 self._stop_unless_finite(output)
-                if self.count + 1 == self.report_every and hasattr(self.criterion, "terms"):
-                    self._weigh_terms(output, masks)
+                if self.count + 1 == self.report_every and hasattr(self.criterion, "weigh_terms"):
+                    weights = [p for p in self.net.parameters() if p.requires_grad]
+                    self.weighed = self.criterion.weigh_terms(output, masks, weights)
                 self.optimizer.zero_grad()
                 loss.backward()
                 if self.clip_grad_norm is not None:
@@ -2753,7 +2840,7 @@ class SegStudio:
                 self._set_learning_rate()
                 if self.history.iterations in (3, 13) and self.total is not None:
                     self._estimate_time()
-                if self.device.type == "cpu":  # elsewhere, reading the loss would stall the GPU
+                if self.losses.is_cpu:  # elsewhere, reading the loss would stall the GPU
                     bar.set_postfix(loss=f"{self.losses[self.count - 1]:.4g}", refresh=False)
                 if self.count == self.report_every:
                     self._report()
@@ -2788,7 +2875,7 @@ class SegStudio:
             def _stop_unless_finite(self, output):
                 # A GPU is asked once in 50 iterations: every question makes it wait for the answer.
                 last = self.count + 1 == self.report_every
-                if self.device.type != "cpu" and not last and self.count % 50:
+                if self.dl_studio.device.type != "cpu" and not last and self.count % 50:
                     return
                 losses = self.losses[: self.count + 1]
                 bad = (~torch.isfinite(losses)).nonzero()
@@ -2802,16 +2889,6 @@ class SegStudio:
                         f"rate ten times smaller than {self.optimizer.param_groups[0]['lr']:g}, "
                         f"clip_grad_norm=1.0, masks of 0/1, or another loss"
                     )
-
-            def _weigh_terms(self, output, masks):
-                """How hard each term of the loss pulls at the weights, in this one batch."""
-                weights = [p for p in self.net.parameters() if p.requires_grad]
-                for name, term in self.criterion.terms(output, masks).items():
-                    gradients = torch.autograd.grad(
-                        term, weights, retain_graph=True, allow_unused=True
-                    )
-                    norms = [g.norm() for g in gradients if g is not None]
-                    self.terms[f"grad_norm_{name}"] = torch.stack(norms).norm() * (self.count + 1)
 
             def _estimate_time(self):
                 if self.history.iterations == 3:  # the first two also pay for memory and caches
@@ -2833,6 +2910,7 @@ class SegStudio:
                 row = {"epoch": self.epochs_done + 1, "loss": loss}
                 row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
                 row |= {name: float(value) / self.count for name, value in self.terms.items()}
+                row |= {f"grad_norm_{name}": float(norm) for name, norm in self.weighed.items()}
                 self.history.add(**row)
                 self.dl_studio.log(
                     f"[epoch={row['epoch']}/{self.epochs}, "
@@ -2840,45 +2918,13 @@ class SegStudio:
                     f"elapsed_time={self.history.seconds:3.0f} secs]   "
                     f"{self.history.loss_name} loss: {loss:.3f}"
                 )
-                self.count = 0
+                self.count, self.weighed = 0, {}
                 self.terms.clear()
                 with self._off_the_clock():
                     run_dir = self.dl_studio.run_dir
                     self.dl_studio.write_whole(run_dir / "losses.csv", self.history.write_csv)
                     if self.on_report is not None:
                         self.on_report(self.history, self.net)
-
-            # -- checkpoints: written after each epoch, removed at the end ------------------------
-
-            def _parts(self):
-                parts = {"net": self.net, "optimizer": self.optimizer}
-                if hasattr(self.scheduler, "state_dict"):
-                    parts["scheduler"] = self.scheduler
-                return parts
-
-            def _save_checkpoint(self):
-                state = {name: part.state_dict() for name, part in self._parts().items()}
-                state["history"] = vars(self.history)
-                state["epochs_done"] = self.epochs_done
-                state["order_seed"] = self.order_seed
-                state["random"] = torch.get_rng_state()
-                path = self.dl_studio.run_dir / "checkpoint.pt"
-                with self._off_the_clock():
-                    self.dl_studio.write_whole(path, lambda part: torch.save(state, part))
-
-            def load_checkpoint(self):
-                """Go on where an interrupted run of this name stopped; without one, do nothing."""
-                path = self.dl_studio.run_dir / "checkpoint.pt"
-                if not path.exists():
-                    return
-                state = torch.load(path, map_location=self.device, weights_only=True)
-                for name, part in self._parts().items():
-                    part.load_state_dict(state[name])
-                vars(self.history).update(state["history"])
-                self.epochs_done = state["epochs_done"]
-                self.order_seed = state["order_seed"]
-                torch.set_rng_state(state["random"].cpu())
-                self.dl_studio.log(f"Resuming after epoch {self.epochs_done}, from {path}")
 
         def run_code_for_training_for_semantic_segmentation(self, net, **options):
             """Train with the mean squared error, as DLStudio does; returns the TrainingHistory.
@@ -2890,38 +2936,33 @@ class SegStudio:
             )
 
         def custom_run_code_for_training_for_semantic_segmentation(
-            self, net, loss_type="MSE", dice_scale=1.0, *, dice_form="pixelwise", optimizer=None,
-            scheduler=None, precision="fp32", evaluate_every=None, held_out=0.1, report_every=500,
-            augment=None, max_seconds=None, clip_grad_norm=None, channels_last=False,
-            on_report=None, resume=False,
+            self, net, loss_type="MSE", dice_scale=1.0, *, dice_form="pixelwise", precision="fp32",
+            evaluate_every=None, held_out=0.1, resume=False, **options,
         ):  # fmt: skip
-            """Train `net` on self.train_dataloader with a loss of your choice, then save it.
-
-            `net` itself is trained, on the device of the settings, and stays there. The weights go
-            to model.pt in the run's folder, and to path_saved_model where that is set.
+            """Train `net` itself on self.train_dataloader, with a loss of your choice, and save it.
 
             Args:
-                loss_type: "MSE", "MAE", "Dice", "Combined" (MSE + dice_scale * Dice),
-                    "MAE+Dice", "BCEDice" (the outputs become logits), or any nn.Module that
-                    takes (output, mask).
+                loss_type: "MSE", "MAE", "Dice", "Combined" (MSE + dice_scale * Dice), "MAE+Dice",
+                    "BCEDice" (the outputs become logits), or any nn.Module of (output, mask).
                 dice_scale: weight of the Dice term in the combined losses.
                 dice_form: "pixelwise", "squared" or "linear", see SegmentationLossDice.
-                optimizer: a torch optimizer, or a callable that makes one of the parameters, such
-                    as functools.partial(torch.optim.AdamW, lr=1e-3). None: SGD with the settings'
-                    learning_rate and momentum.
-                scheduler: a torch scheduler, stepped after each iteration, or a function of the
-                    fraction of training done, 0 to 1, that returns the factor on the learning rate.
                 precision: "fp32", "bf16", or "auto": bf16 where the device has it in hardware.
                 evaluate_every: score a held-out part after every so many iterations.
                 held_out: share of the training images that evaluate_every keeps out of training,
                     or a Dataset of its own to score on.
-                report_every: iterations between two reports, 500 in DLStudio.
+                resume: go on from checkpoint.pt of this run's folder, where there is one.
+                optimizer: a torch optimizer, or a callable that makes one of the parameters, such
+                    as functools.partial(torch.optim.AdamW, lr=1e-3). Default: SGD, as set.
+                scheduler: a torch scheduler, stepped after each iteration, or a function of the
+                    fraction of training done, 0 to 1, that returns a factor on the learning rate.
+                report_every: iterations between two reports, by default 500 as in DLStudio.
                 augment: a function of a batch (images, masks) that returns a changed batch.
                 max_seconds: train for this time (evaluations not counted) instead of epochs.
                 clip_grad_norm: scale gradients of a larger norm down to it.
                 channels_last: the memory order that modern CPUs and GPUs convolve faster.
                 on_report: called with (history, net) after each report.
-                resume: go on from checkpoint.pt of this run's folder, where there is one.
+
+            Returns: TrainingHistory. The weights are in model.pt, and in path_saved_model if set.
 
             Errors: ValueError for an impossible argument; FloatingPointError when the loss is not
             finite, naming the iteration, with nothing overwritten.
@@ -2929,47 +2970,44 @@ class SegStudio:
             Class Path:   SegStudio  ->  SemanticSegmentation
             """
             dls = self.dl_studio
+            self._refuse_unknown_options(options)
             criterion, loss_name = self._make_loss(loss_type, dice_scale, dice_form)
             loader, held_out_loader = self.train_dataloader, None
-            intervals = {"report_every": report_every, "evaluate_every": evaluate_every}
-            for name, number in intervals.items():
-                if number is not None and number < 1:
-                    raise ValueError(f"{name} is 1 or more iterations, not {number!r}")
-            if max_seconds is not None and not max_seconds > 0:
-                raise ValueError(f"max_seconds is above 0, not {max_seconds!r}")
             if evaluate_every is not None:
                 loader, held_out_loader = self._hold_out(held_out)
-            net.to(dls.device)
-            if channels_last:
-                net.to(memory_format=torch.channels_last)
-            if optimizer is None:
-                optimizer = functools.partial(
-                    torch.optim.SGD, lr=dls.learning_rate, momentum=dls.momentum
-                )
-            if not isinstance(optimizer, torch.optim.Optimizer):
-                optimizer = optimizer(net.parameters())
-            self.binary_targets = getattr(criterion, "binary_targets", False)
-            history = self.TrainingHistory(loss_name)
+            checkpoint = self.TrainingCheckpoint(dls.run_dir / "checkpoint.pt", dls.write_whole)
             loop = self.TrainingLoop(
-                dls, net, criterion.to(dls.device), loader, history,
-                optimizer=optimizer, scheduler=scheduler, bf16=self._use_bf16(precision),
-                evaluate_every=evaluate_every, report_every=report_every, augment=augment,
-                max_seconds=max_seconds, clip_grad_norm=clip_grad_norm, on_report=on_report,
-                memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+                dls, net, criterion.to(dls.device), loader, self.TrainingHistory(loss_name),
+                checkpoint, bf16=self._use_bf16(precision), evaluate_every=evaluate_every,
                 evaluate=functools.partial(self.score, dataloader=held_out_loader),
                 generator=self.generator if loader.generator is self.generator else None,
-                order_seed=self.order_seed,
+                order_seed=self.order_seed, **options,
             )  # fmt: skip
+            return self._train(loop, resume)
+
+        def _refuse_unknown_options(self, options):
+            valid = (
+                "optimizer", "scheduler", "report_every", "augment", "max_seconds",
+                "clip_grad_norm", "channels_last", "on_report",
+            )  # fmt: skip
+            for name in options:
+                if name not in valid:
+                    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]
+                    raise TypeError(f"training has no option {name!r}: did you mean {near!r}?")
+
+        def _train(self, loop, resume):
+            dls = self.dl_studio
+            self.binary_targets = loop.binary
             if resume:
-                loop.load_checkpoint()
-            self._write_settings(net, criterion, loop)
-            dls.log(f"Training on {self._name_device()} with the {loss_name} loss")
+                loop.resume()
+            self._write_settings(loop)
+            dls.log(f"Training on {self._name_device()} with the {loop.history.loss_name} loss")
             loop.run()
             dls.log("\nFinished Training\n")
-            self.save_model(net)
-            self._save_loss_figure(history)
-            (dls.run_dir / "checkpoint.pt").unlink(missing_ok=True)
-            return history
+            self.save_model(loop.net)
+            self._save_loss_figure(loop.history)
+            loop.checkpoint.path.unlink(missing_ok=True)
+            return loop.history
 
         def _make_loss(self, loss_type, dice_scale, dice_form):
             """The loss module and its name in the printed lines."""
@@ -3037,13 +3075,13 @@ class SegStudio:
                 return "the GPU (Apple MPS)"
             return f"the CPU ({torch.get_num_threads()} threads)"
 
-        def _write_settings(self, net, criterion, loop):
+        def _write_settings(self, loop):
             """settings.json: all that is needed to know, or repeat, what this run did."""
             dls = self.dl_studio
             settings = {
                 name: value for name, value in vars(dls).items() if not name.startswith("_")
             }
-            optimizer = loop.optimizer
+            net, optimizer = loop.net, loop.optimizer
             dls.write_json(
                 "settings.json",
                 {
