@@ -54,10 +54,9 @@ def run_shapes(experiment, folder, flags):
     if left != "test":
         segmenter.custom_run_code_for_training_for_semantic_segmentation(
             *(model, experiment.loss_type, experiment.dice_scale),
-            report_every=60 if flags.quick else 500,
+            **{"report_every": 60 if flags.quick else 500, "resume": True},
             evaluate_every=len(segmenter.train_dataloader),
             held_out=Subset(segmenter.dataserver_test, range(200)),
-            resume=True,
         )
     five = len(segmenter.test_dataloader) // 5  # the report shows 4 or 5 test batches
     segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained, show_every=five)
@@ -66,10 +65,12 @@ def run_shapes(experiment, folder, flags):
 
 def run_coco(experiment, folder, flags):
     """The COCO experiments have a script of their own, which also finds or draws their data."""
-    command = [str(Path(__file__).with_name("coco_segmentation.py"))]
+    command = [Path(__file__).with_name("coco_segmentation.py")]
     command += ["--loss", experiment.name.removeprefix("coco-"), "--run-name", folder.name]
-    command += ["--results-dir", str(flags.results_dir), "--seed", str(flags.seed)]
+    command += ["--results-dir", flags.results_dir, "--seed", flags.seed, "--epochs", flags.epochs]
+    command += ["--coco", flags.coco] if flags.coco else []
     command += [flag for flag in ("--quick", "--show") if flag in sys.argv]
+    command = list(map(str, command))
     done = (folder / "metrics.json").exists() and SegStudio.HomeworkReport.read_run(folder)
     if done and done["command"][1:] == command[1:]:
         return "complete, so it is kept"
@@ -80,12 +81,14 @@ def run_coco(experiment, folder, flags):
 
 def main():
     only = {"metavar": "NAMES", "help": "such as mse,dice,combined-200; default: all"}
-    flags = SegStudio.example_flags(__doc__, quick=(1200, 2), extra={"--only": only})
+    coco = {"metavar": "DIR", "help": "COCO by prepare_coco.py; default: a synthetic set"}
+    extra = {"--only": only, "--coco": coco}
+    flags = SegStudio.example_flags(__doc__, quick=(1200, 2), extra=extra)
     report = SegStudio.HomeworkReport(flags.results_dir)
     known = {experiment.name: experiment for experiment in report.experiments}
     names = flags.only.split(",") if flags.only else list(known)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"--only has no experiment {unknown[0]!r}; it has {', '.join(known)}")
+    if unknown := set(names) - set(known):
+        raise ValueError(f"--only has no experiment {min(unknown)!r}; it has {', '.join(known)}")
     if flags.run_name:
         raise ValueError("each experiment has a fixed folder: use --results-dir, not --run-name")
     for experiment in map(known.get, names):
