@@ -2743,6 +2743,8 @@ class SegStudio:
                         scores = self.evaluate(self.net).compute()
                         names = ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_f1")
                         self.history.add(**{name: scores[name] for name in names})
+                        path = self.dl_studio.run_dir / "losses.csv"
+                        self.dl_studio.write_whole(path, self.history.write_csv)
 
             def _finished(self):
                 if self.max_seconds:
