@@ -54,7 +54,7 @@ def run_shapes(experiment, folder, flags):
     if left != "test":
         segmenter.custom_run_code_for_training_for_semantic_segmentation(
             *(model, experiment.loss_type, experiment.dice_scale),
-            **{"report_every": 60 if flags.quick else 500, "resume": True},
+            **{"report_every": 50 if flags.quick else 500, "resume": True},
             evaluate_every=len(segmenter.train_dataloader),
             held_out=Subset(segmenter.dataserver_test, range(200)),
         )
@@ -68,8 +68,7 @@ def run_coco(experiment, folder, flags):
     command = [Path(__file__).with_name("coco_segmentation.py")]
     command += ["--loss", experiment.name.removeprefix("coco-"), "--run-name", folder.name]
     command += ["--results-dir", flags.results_dir, "--seed", flags.seed, "--epochs", flags.epochs]
-    command += ["--coco", flags.coco] if flags.coco else []
-    command += [flag for flag in ("--quick", "--show") if flag in sys.argv]
+    command += (["--coco", flags.coco] if flags.coco else []) + ["--quick"] * flags.quick
     command = list(map(str, command))
     done = (folder / "metrics.json").exists() and SegStudio.HomeworkReport.read_run(folder)
     if done and done["command"][1:] == command[1:]:
@@ -80,10 +79,9 @@ def run_coco(experiment, folder, flags):
 
 
 def main():
-    only = {"metavar": "NAMES", "help": "such as mse,dice,combined-200; default: all"}
-    coco = {"metavar": "DIR", "help": "COCO by prepare_coco.py; default: a synthetic set"}
-    extra = {"--only": only, "--coco": coco}
-    flags = SegStudio.example_flags(__doc__, quick=(1200, 2), extra=extra)
+    extra = {"--only": {"metavar": "NAMES", "help": "such as mse,combined-200; default: all"}}
+    extra["--coco"] = {"metavar": "DIR", "help": "made by prepare_coco.py; default: synthetic"}
+    flags = SegStudio.example_flags(__doc__, quick=(1000, 2), extra=extra)
     report = SegStudio.HomeworkReport(flags.results_dir)
     known = {experiment.name: experiment for experiment in report.experiments}
     names = flags.only.split(",") if flags.only else list(known)
