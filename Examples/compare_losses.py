@@ -2,12 +2,11 @@
 
 An MSE of 300 and a Dice loss of 0.9 cannot be compared: each loss has a scale of its own. Scores
 can. The upper plots show the training losses, one plot for each kind; the lower ones the scores by
-epoch. Of several runs of a kind (dice scales, seeds), the best case is the one whose network has
-the highest mean IoU on the test images, the worst case, drawn dashed, the one with the lowest.
+epoch. Of several runs of a kind (dice scales, seeds), the best case is the one with the highest
+mean IoU on the test images, the worst case, drawn dashed, the one with the lowest.
 
     python Examples/reproduce_homework.py --quick --only mse,dice,combined-200   # makes runs
-    python Examples/compare_losses.py                   # all runs on shapes in runs/
-    python Examples/compare_losses.py mse dice          # these two; seconds on any machine
+    python Examples/compare_losses.py [mse dice]        # all runs, or these two: seconds
 """
 
 import re
@@ -38,8 +37,8 @@ def read_runs(flags):
         raise ValueError(f"{results} holds no runs: reproduce_homework.py --quick makes them")
     classes = Counter(str(run["data"]) for run in runs).most_common(1)[0][0]
     for run in [run for run in runs if str(run["data"]) != classes]:
-        print(f"Left out: {run['name']} has other classes than most runs")
         runs.remove(run)
+        print(f"Left out: {run['name']} has other classes than most runs")
     return runs
 
 
@@ -79,8 +78,7 @@ def draw(dls, runs):
 def main():
     names = {"nargs": "*", "help": "folders in the results folder; default: all"}
     flags = SegStudio.example_flags(__doc__, extra={"runs": names})
-    runs = read_runs(flags)  # before a folder for the plots is made
-    dls = SegStudio(**flags.settings)
+    runs, dls = read_runs(flags), SegStudio(**flags.settings)
     dls.log(f"{'run':28}{'loss':20}{'first':>9}{'last':>9}{'test mean IoU':>15}{'Dice':>8}")
     for run in sorted(runs, key=lambda run: -(run["test_iou"] or 0)):
         losses = [row["loss"] for row in run["losses"]]

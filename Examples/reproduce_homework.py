@@ -18,7 +18,6 @@ from torch.utils.data import Subset
 from SegStudio import SegStudio
 
 RECIPE = {"batch_size": 4, "learning_rate": 1e-4, "momentum": 0.9}
-DEPTH = 16
 RUN_FILES = ("settings.json", "losses.csv", "metrics.json", "log.txt", "model.pt", "checkpoint.pt")
 
 
@@ -42,14 +41,14 @@ def run_shapes(experiment, folder, flags):
     left = what_is_left(folder, schedule | RECIPE)
     if left == "nothing":
         return "complete, or of a longer schedule, so it is kept"
-    for path in folder.glob("*") if left == "all" else ():
-        if path.name in RUN_FILES or path.suffix == ".png":
-            path.unlink()
+    old = [path for path in folder.glob("*") if path.name in RUN_FILES or path.suffix == ".png"]
+    for path in old if left == "all" else ():
+        path.unlink()
     dls = SegStudio(use_gpu=True, **flags.settings | RECIPE | {"run_name": folder.name})
     dls.log(f"\n==== {experiment.name}: {experiment.title}")
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
     segmenter.load_shapes(flags.train_images, test_images=200 if flags.quick else 1000)
-    model = segmenter.mUnet(skip_connections=True, depth=DEPTH)
+    model = segmenter.mUnet(skip_connections=True, depth=16)
     untrained = segmenter.score(model)
     if left != "test":
         segmenter.custom_run_code_for_training_for_semantic_segmentation(
@@ -58,18 +57,18 @@ def run_shapes(experiment, folder, flags):
             evaluate_every=len(segmenter.train_dataloader),
             held_out=Subset(segmenter.dataserver_test, range(200)),
         )
-    five = len(segmenter.test_dataloader) // 5  # the report shows 4 or 5 test batches
-    segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained, show_every=five)
+    every = -(-len(segmenter.test_dataloader) // 4)  # four test batches are shown
+    segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained, show_every=every)
     return "done"
 
 
 def run_coco(experiment, folder, flags):
     """The COCO experiments have a script of their own, which also finds or draws their data."""
-    command = [Path(__file__).with_name("coco_segmentation.py")]
-    command += ["--loss", experiment.name.removeprefix("coco-"), "--run-name", folder.name]
+    command = [Path(__file__).with_name("coco_segmentation.py"), "--run-name", folder.name]
+    command += ["--loss", experiment.name.removeprefix("coco-")]
     command += ["--results-dir", flags.results_dir, "--seed", flags.seed, "--epochs", flags.epochs]
     command += (["--coco", flags.coco] if flags.coco else []) + ["--quick"] * flags.quick
-    command = list(map(str, command))
+    command = [str(word) for word in command]
     done = (folder / "metrics.json").exists() and SegStudio.HomeworkReport.read_run(folder)
     if done and done["command"][1:] == command[1:]:
         return "complete, so it is kept"
@@ -94,7 +93,7 @@ def main():
         folder = report.folder(experiment)
         print(f"{folder}: {run(experiment, folder, flags)}")
         page = report.write()  # after each, so that an interruption leaves what is done
-    print(f"\nThe report: {page}\nNext: python Examples/compare_losses.py  (one yardstick)")
+    print(f"\nThe report: {page}\nNext: python Examples/compare_losses.py")
 
 
 if __name__ == "__main__":
