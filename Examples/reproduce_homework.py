@@ -18,7 +18,6 @@ from torch.utils.data import Subset
 from SegStudio import SegStudio
 
 RECIPE = {"batch_size": 4, "learning_rate": 1e-4, "momentum": 0.9}
-DEPTH = 16
 RUN_FILES = ("settings.json", "losses.csv", "metrics.json", "log.txt", "model.pt", "checkpoint.pt")
 
 
@@ -42,34 +41,34 @@ def run_shapes(experiment, folder, flags):
     left = what_is_left(folder, schedule | RECIPE)
     if left == "nothing":
         return "complete, or of a longer schedule, so it is kept"
-    for path in folder.glob("*") if left == "all" else ():
-        if path.name in RUN_FILES or path.suffix == ".png":
-            path.unlink()
+    old = [path for path in folder.glob("*") if path.name in RUN_FILES or path.suffix == ".png"]
+    for path in old if left == "all" else ():
+        path.unlink()
     dls = SegStudio(use_gpu=True, **flags.settings | RECIPE | {"run_name": folder.name})
     dls.log(f"\n==== {experiment.name}: {experiment.title}")
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
     segmenter.load_shapes(flags.train_images, test_images=200 if flags.quick else 1000)
-    model = segmenter.mUnet(skip_connections=True, depth=DEPTH)
+    model = segmenter.mUnet(skip_connections=True, depth=16)
     untrained = segmenter.score(model)
     if left != "test":
         segmenter.custom_run_code_for_training_for_semantic_segmentation(
             *(model, experiment.loss_type, experiment.dice_scale),
-            report_every=60 if flags.quick else 500,
+            **{"report_every": 50 if flags.quick else 500, "resume": True},
             evaluate_every=len(segmenter.train_dataloader),
             held_out=Subset(segmenter.dataserver_test, range(200)),
-            resume=True,
         )
-    five = len(segmenter.test_dataloader) // 5  # the report shows 4 or 5 test batches
-    segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained, show_every=five)
+    every = -(-len(segmenter.test_dataloader) // 4)  # four test batches are shown
+    segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained, show_every=every)
     return "done"
 
 
 def run_coco(experiment, folder, flags):
     """The COCO experiments have a script of their own, which also finds or draws their data."""
-    command = [str(Path(__file__).with_name("coco_segmentation.py"))]
-    command += ["--loss", experiment.name.removeprefix("coco-"), "--run-name", folder.name]
-    command += ["--results-dir", str(flags.results_dir), "--seed", str(flags.seed)]
-    command += [flag for flag in ("--quick", "--show") if flag in sys.argv]
+    command = [Path(__file__).with_name("coco_segmentation.py"), "--run-name", folder.name]
+    command += ["--loss", experiment.name.removeprefix("coco-")]
+    command += ["--results-dir", flags.results_dir, "--seed", flags.seed, "--epochs", flags.epochs]
+    command += (["--coco", flags.coco] if flags.coco else []) + ["--quick"] * flags.quick
+    command = [str(word) for word in command]
     done = (folder / "metrics.json").exists() and SegStudio.HomeworkReport.read_run(folder)
     if done and done["command"][1:] == command[1:]:
         return "complete, so it is kept"
@@ -79,13 +78,14 @@ def run_coco(experiment, folder, flags):
 
 
 def main():
-    only = {"metavar": "NAMES", "help": "such as mse,dice,combined-200; default: all"}
-    flags = SegStudio.example_flags(__doc__, quick=(1200, 2), extra={"--only": only})
+    extra = {"--only": {"metavar": "NAMES", "help": "such as mse,combined-200; default: all"}}
+    extra["--coco"] = {"metavar": "DIR", "help": "made by prepare_coco.py; default: synthetic"}
+    flags = SegStudio.example_flags(__doc__, quick=(1000, 2), extra=extra)
     report = SegStudio.HomeworkReport(flags.results_dir)
     known = {experiment.name: experiment for experiment in report.experiments}
     names = flags.only.split(",") if flags.only else list(known)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"--only has no experiment {unknown[0]!r}; it has {', '.join(known)}")
+    if unknown := set(names) - set(known):
+        raise ValueError(f"--only has no experiment {min(unknown)!r}; it has {', '.join(known)}")
     if flags.run_name:
         raise ValueError("each experiment has a fixed folder: use --results-dir, not --run-name")
     for experiment in map(known.get, names):
@@ -93,7 +93,7 @@ def main():
         folder = report.folder(experiment)
         print(f"{folder}: {run(experiment, folder, flags)}")
         page = report.write()  # after each, so that an interruption leaves what is done
-    print(f"\nThe report: {page}\nNext: python Examples/compare_losses.py  (one yardstick)")
+    print(f"\nThe report: {page}\nNext: python Examples/compare_losses.py")
 
 
 if __name__ == "__main__":

@@ -68,14 +68,15 @@ background:var(--page);font:1rem/1.5 system-ui,"Segoe UI",Helvetica,Arial,sans-s
 overflow-wrap:break-word}h1{line-height:1.2}h2{margin-top:3rem;padding-top:.8rem;
 border-top:1px solid var(--line)}p,li{max-width:46rem}a{color:var(--link)}
 nav ul{columns:17rem}.short{color:var(--warn)}figcaption,caption,small{color:var(--soft)}
-figure{margin:1.2rem 0;break-inside:avoid}.pictures{display:flex;flex-wrap:wrap;
-gap:.8rem}img{max-width:100%;background:#fff;border:1px solid var(--line);
-border-radius:4px}.many img{width:18.2rem}.one img{width:44rem}caption{text-align:left}
+figure{margin:0;break-inside:avoid}.row{display:flex;flex-wrap:wrap;gap:1rem}
+.row>*{flex:1 1 28rem;min-width:0;max-width:36rem}.row>.many{flex:1 1 100%;max-width:none}
+.row>img{flex:0 0 auto;max-width:100%;height:auto;background:#fff;border:1px solid var(--line);
+border-radius:4px}.many img{width:17.2rem}.one img{width:100%}caption{text-align:left}
 table{border-collapse:collapse;width:100%;max-width:60rem;font-size:.9rem}th,td{
 padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:left;
 vertical-align:top}@media(max-width:34rem){table{font-size:.75rem}th,td{
-padding:.3rem .2rem}.many img{width:100%}}@media print{body{font-size:10pt}
-h2{break-after:avoid}.many img{width:31%}.one img{width:75%}}"""
+padding:.3rem .2rem}.row>*{flex-basis:100%}.many img{width:100%}}@media print{body{
+font-size:10pt;max-width:none}h2{break-after:avoid}.row>*{flex-basis:45%}.many img{width:23%}}"""
 
 # What the report page says of the ways in which its numbers need not be the report's.
 REPORT_DIFFERENCES = """
@@ -2849,6 +2850,8 @@ class SegStudio:
                         scores = self.evaluate(self.net).compute()
                         names = ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_f1")
                         self.history.add(**{name: scores[name] for name in names})
+                        path = self.dl_studio.run_dir / "losses.csv"
+                        self.dl_studio.write_whole(path, self.history.write_csv)
 
             def _finished(self):
                 if self.max_seconds:
@@ -3439,7 +3442,7 @@ class SegStudio:
                 )  # fmt: skip
             axes.set_xlabel("iteration")
             axes.set_ylabel(f"{history.loss_name} loss, mean of each interval")
-            axes.set_title("Training loss")
+            axes.set_title(f"Training loss: {history.loss_name}")
             axes.grid(alpha=0.3)
             axes.legend()
             self.dl_studio.save_figure(figure, "loss.png")
@@ -3631,10 +3634,11 @@ class SegStudio:
             title = f"Figures {', '.join(f[0] for f in figures)}: {experiment.title}"
             link = f'<a href="#{experiment.name}">{title}</a>'
             figures.append(("", f"{experiment.title}: the worst test images", "worst.png"))
-            pictures = "".join(self._figure(folder, *figure, label) for figure in figures)
+            parts = [self._figure(folder, *figure, label) for figure in figures]
+            parts.insert(len(parts) - 2, f"<div>{table}</div>")  # beside the loss curve
             section = (
-                f'<h2 id="{experiment.name}">{title}</h2><p>The '
-                f"report saw: {experiment.saw}. Here: {here}.</p>{pictures}{table}"
+                f'<h2 id="{experiment.name}">{title}</h2><p>The report saw: {experiment.saw}. '
+                f'Here: {here}.</p><div class="row">{"".join(parts)}</div>'
             )
             schedule = (
                 f"{label}: {training['images']:,} images, {settings['epochs']} epochs, batches of "
@@ -3678,7 +3682,7 @@ class SegStudio:
             if not pictures:
                 return number and f"<p>Figure {number} is not there yet.</p>"
             return (
-                f'<figure><div class="pictures {"many" if len(pictures) > 1 else "one"}">'
+                f'<figure class="{"many" if len(pictures) > 1 else "one"}"><div class="row">'
                 f"{''.join(pictures)}</div><figcaption>{number and f'<b>Figure {number}.</b> '}"
                 f"{caption} ({label}).</figcaption></figure>"
             )
