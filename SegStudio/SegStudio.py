@@ -1253,9 +1253,8 @@ class SegStudio:
                 try:
                     with ThreadPoolExecutor(workers) as pool:
                         tasks = pool.map(lambda s: self._write_sample(*s, images, part), samples)
-                        bar = tqdm(
-                            tasks, self.split, len(samples), unit="image", disable=not progress
-                        )
+                        hide = None if progress else True  # None: where there is no terminal
+                        bar = tqdm(tasks, self.split, len(samples), unit="image", disable=hide)
                         records = [record for record in bar if record]
                     self.problems.sort()  # the threads add in any order
                     self.dropped.sort()
@@ -1545,7 +1544,8 @@ class SegStudio:
                     raise ValueError(f"{received} of {length} bytes came")
 
             def _bar(self, title):
-                return tqdm(desc=title, unit="B", unit_scale=True, disable=not self.progress)
+                hide = None if self.progress else True  # None: hide where there is no terminal
+                return tqdm(desc=title, unit="B", unit_scale=True, disable=hide)
 
         class CocoSyntheticSet:
             """Draws a set in COCO's format for machines without COCO; it is not COCO and says so.
@@ -1604,7 +1604,8 @@ class SegStudio:
                 (folder / "annotations").mkdir(exist_ok=True)
                 extra = ("two of a kind", "two classes", "too small", "crowd")
                 kinds = ["single"] * num_images + [*extra] * (1 + num_images // 16)
-                for place, kind in enumerate(tqdm(kinds, split, disable=not self.progress)):
+                kinds = tqdm(kinds, split, disable=None if self.progress else True)
+                for place, kind in enumerate(kinds):
                     self._rng = np.random.default_rng((self.seed, number, place))
                     picture, objects = self._compose(kind, self.CLASSES[place % 3])
                     image_id, (width, height) = number * 1_000_000 + place, picture.size
@@ -1946,7 +1947,7 @@ class SegStudio:
             side = dls.image_size[0]
             if folder is None:
                 folder = Path(dls.dataroot).expanduser() / f"synthetic-coco-{side}"
-                for split, number in (("train", 600), ("test", 150)):
+                for split, number in (("train", 480), ("test", 120)):
                     if not (folder / split / "manifest.json").is_file():
                         dls.log(
                             f"No COCO folder was given: drawing a SYNTHETIC {split} set of "
@@ -1954,10 +1955,11 @@ class SegStudio:
                         )
                         source = Path(dls.dataroot).expanduser() / "synthetic-coco"
                         annotations = self.CocoSyntheticSet().write(source, split, number)
-                        self.CocoPreparer(
-                            self.CocoAnnotations(annotations), dls.class_labels,
-                            min_bbox=100, image_size=side, split=split,
-                        ).write(source / split, folder, workers=2)  # fmt: skip
+                        selection = self.CocoSelection(
+                            self.CocoAnnotations(annotations), dls.class_labels
+                        )
+                        preparer = self.CocoPreparer(selection, image_size=side, split=split)
+                        preparer.write(source / split, folder, workers=2)
             servers = [
                 self.CocoSingleObjectDataset(
                     dl_studio=dls, segmenter=self, train_or_test=split,
@@ -1973,27 +1975,23 @@ class SegStudio:
         class mUnet(nn.Module):
             """A U-Net with skip connections along its arms and one output channel per class.
 
-            Convolutions see a neighbourhood only, so a network that must name a shape has to look
-            at it from further away: the left arm of the "U" halves the resolution three times
-            (64 -> 32 -> 16 -> 8 pixels) until one pixel has seen the whole shape. A mask needs
-            every pixel back, so the right arm doubles it three times. What the halving forgot,
-            the place of every edge, is handed across: half of the channels of each level of the
-            left arm overwrite half of those of the same level of the right arm.
+            To name a shape a network has to look at it from afar: the left arm of the "U" halves
+            the resolution until one pixel has seen the whole shape, the right arm doubles it again.
+            The place of every edge, lost on the way, is handed across: half of the channels of each
+            level of the left arm overwrite half of those of the right arm.
 
             Args:
                 skip_connections: add the input of each block to its output (along the arms).
                 depth: depth // 2 blocks of each kind are made; 16 in the homework.
                 out_channels: C, the number of classes.
-                upsampling: "strided" is DLStudio's: kernels with gaps that reach one output pixel
-                    in four, all others equal the bias (homework masks are dotted, and no loss can
-                    cure it). "dense" reaches every pixel with the same parameters.
+                upsampling: "strided" is DLStudio's: its kernels reach one output pixel in four,
+                    the others equal the bias. "dense": all of them, with the same parameters.
                 width: channels of the upper levels; the lower ones have twice as many.
+                input_scale: factor on the pixel values, 1/255 for inputs of 0 to 1.
 
             Shape: (N, 3, H, W) -> (N, C, H, W), H and W divisible by 8.
             Errors: ValueError for arguments out of range and for an input of another shape.
-            Source: DLStudio 2.3.6 (A. Kak): the same state dicts, bit-identical outputs;
-            U-Net: Ronneberger, Fischer and Brox, MICCAI 2015.
-
+            Source: DLStudio 2.3.6 (A. Kak); U-Net: Ronneberger, Fischer and Brox, MICCAI 2015.
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  mUnet
             """
 
@@ -2091,7 +2089,7 @@ class SegStudio:
 
             def __init__(
                 self, skip_connections=True, depth=16, *, out_channels=5, upsampling="strided",
-                width=64,
+                width=64, input_scale=1.0,
             ):  # fmt: skip
                 super().__init__()
                 if min(depth, out_channels, width) < 1 or width % 2:
@@ -2104,13 +2102,16 @@ class SegStudio:
                 self.arguments = {  # what predict.py needs to build the same network again
                     "skip_connections": skip_connections, "depth": depth, "width": width,
                     "out_channels": out_channels, "upsampling": upsampling,
+                    "input_scale": input_scale,
                 }  # fmt: skip
                 self.depth = depth // 2
+                self.input_scale = input_scale
                 low, high = width, 2 * width
 
-                arm = {"skip_connections": skip_connections}
-                down = functools.partial(self.SkipBlockDN, **arm)
-                up = functools.partial(self.SkipBlockUP, **arm, upsampling=upsampling)
+                down = functools.partial(self.SkipBlockDN, skip_connections=skip_connections)
+                up = functools.partial(
+                    self.SkipBlockUP, skip_connections=skip_connections, upsampling=upsampling
+                )
                 # The names carry DLStudio's widths, 64 and 128, whatever `width` is.
                 self.conv_in = nn.Conv2d(3, low, 3, padding=1)
                 self.bn1DN = nn.BatchNorm2d(low)
@@ -2150,7 +2151,8 @@ class SegStudio:
                     # Overwriting, not adding: half of the channels carry edges, half carry names.
                     return torch.cat((saved, x[:, saved.shape[1] :]), dim=1)
 
-                x = nn.functional.max_pool2d(torch.relu(self.conv_in(x)), 2)  # (N, 64, 32, 32)
+                x = self.conv_in(x * self.input_scale)  # (N, 64, 64, 64)
+                x = nn.functional.max_pool2d(torch.relu(x), 2)  # (N, 64, 32, 32)
                 x = through(self.skip64DN_arr[:early], x)
                 saved1 = x[:, : x.shape[1] // 2]  # (N, 32, 32, 32)
                 x = self.skip64dsDN(x)  # (N, 64, 16, 16)
