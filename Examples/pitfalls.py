@@ -1,7 +1,6 @@
 """Five mistakes that raise no error, each as one figure and one measured sentence.
 
-    python Examples/pitfalls.py     # about a minute on a 2-core CPU; doc/pitfalls.md explains it
-"""
+    python Examples/pitfalls.py     # about a minute on a 2-core CPU; see doc/pitfalls.md"""
 
 import torch
 
@@ -19,19 +18,19 @@ def draw_bars(panel, labels, groups):
 class Pitfalls(SegStudio.SemanticSegmentation):
     def lattice(self, panels, images, masks):
         """DLStudio's upsampling leaves 3 output pixels in 4 that no image can change (orange)."""
-        for panel, upsampling in zip(panels, ("strided", "dense"), strict=True):
-            coverage = self.probe_output_coverage(self.mUnet(upsampling=upsampling), (64, 64))
-            panel.imshow(coverage.picture[:, :128, :128].permute(1, 2, 0))  # 16 x 16 pixels
-            panel.set(xticks=[], yticks=[], title=f"{upsampling} {coverage.fraction:.0%}")
-        return f"of the output follow the image: {', '.join(p.get_title() for p in panels)}"
+        for panel, name in zip(panels, ("strided", "dense"), strict=True):
+            reach = self.probe_output_coverage(self.mUnet(upsampling=name), (64, 64))
+            panel.imshow(reach.picture[:, :128, :128].permute(1, 2, 0))  # 16 x 16 output pixels
+            panel.set(xticks=[], yticks=[], title=f"{name} {reach.fraction:.0%}")
+        return f"output pixels that follow the image: {', '.join(p.get_title() for p in panels)}"
 
     def channel_loop(self, panels, images, masks):
         """A loop over mask.shape[0] runs over the 4 images of a batch, not over its 5 channels."""
-        output, norms = self.mUnet(depth=4)(images), {}
+        output, norms = self.mUnet(depth=4)(images).detach().requires_grad_(), {}
         for axis in (0, 1):
-            mse = sum(((output - masks)[:, k] ** 2).mean() for k in range(masks.shape[axis]))
-            gradient = torch.autograd.grad(mse, output, retain_graph=True)[0]  # (N, C, H, W)
-            norms[f"range(mask.shape[{axis}])"] = gradient.pow(2).sum(dim=(0, 2, 3)).sqrt().tolist()
+            mse = sum(((output[:, k] - masks[:, k]) ** 2).mean() for k in range(masks.shape[axis]))
+            gradient = torch.autograd.grad(mse, output)[0].transpose(0, 1)  # (C, N, H, W)
+            norms[f"range(mask.shape[{axis}])"] = gradient.flatten(1).norm(dim=1).tolist()
         draw_bars(panels[0], self.dl_studio.class_labels, norms)
         return f"gradient norms of the star: {[round(values[4], 3) for values in norms.values()]}"
 
@@ -44,11 +43,11 @@ class Pitfalls(SegStudio.SemanticSegmentation):
                 mask = torch.full((1, 1, 8, 8), m)
                 loss = torch.stack([dice(p.expand(mask.shape), mask) for p in outputs])
                 pole = -m - {"pixelwise": 1, "squared": torch.nan, "linear": 1 / 64}[form]
-                loss[(outputs < pole).nonzero()[-1:]] = torch.nan  # no line across the pole
+                loss[(outputs < pole).nonzero()[-1:]] = torch.nan  # no line across it
                 panel.plot(outputs, loss, color=color, label=f"m = {m}")
                 panel.axvline(pole, color=color, linestyle=":")
             panel.set(xscale="symlog", yscale="symlog", xticks=(-100, -10, 0, 10, 100))
-            panel.set(title=f"{form} Dice", xlabel="output p of all pixels", ylim=(-1e4, 1e5))
+            panel.set(title=f"{form} Dice", xlabel="output p", ylabel="loss", ylim=(-1e4, 1e5))
         panels[0].legend()
         beyond = (self.mUnet(depth=4)(images) + masks < -1).float().mean()
         return f"{beyond:.0%} of an untrained network's output pixels lie beyond the pole"
@@ -66,27 +65,27 @@ class Pitfalls(SegStudio.SemanticSegmentation):
             panel.imshow(self.overlay(tests[0], preds[k]).permute(1, 2, 0))
             panel.set(xticks=[], yticks=[], title=f"train({k >= 2}), companions {'AB'[k % 2]}")
         changed = [(preds[k] ^ preds[k + 1]).sum().item() for k in (0, 2)]
-        return f"mask pixels that other companions change in eval() and in train(): {changed}"
+        return "other companions change {} mask pixels in eval(), {} in train()".format(*changed)
 
     def empty_channels(self, panels, images, masks):
         """Squared Dice has no gradient where an image lacks the class; BCE has, linear hardly."""
         logits, truth, norms = torch.randn_like(masks).requires_grad_(), (masks > 0).float(), []
         empty = truth.amax(dim=(2, 3)) == 0  # (N, C)
-        cases = {f"{f} Dice": self.SegmentationLossDice(form=f) for f in ("squared", "linear")}
-        cases["BCE"] = torch.nn.functional.binary_cross_entropy
-        for loss in cases.values():
+        losses = [self.SegmentationLossDice(form=form) for form in ("squared", "linear")]
+        for loss in (*losses, torch.nn.functional.binary_cross_entropy):
             gradient = torch.autograd.grad(loss(logits.sigmoid(), truth), logits)[0]
             norms.append([gradient[channels].norm().item() for channels in (~empty, empty)])
         has, lacks = zip(*norms, strict=True)
-        draw_bars(panels[0], cases, {"channels with the class": has, "without it": lacks})
+        draw_bars(panels[0], ("squared", "linear", "BCE"), {"class there": has, "missing": lacks})
         return "gradient norm without the class: {:.2g}, {:.2g} and {:.2g}".format(*lacks)
 
 
 def main():
     flags = SegStudio.example_flags(__doc__, quick=(400, 1), full=(1600, 1))
-    segmenter = Pitfalls(dls := SegStudio(**flags.settings), max_num_objects=5)
+    dls = SegStudio(**flags.settings)
+    segmenter = Pitfalls(dls, max_num_objects=5)
     segmenter.load_shapes(flags.train_images, test_images=200)
-    batch = next(iter(segmenter.train_dataloader))  # of 4 images
+    batch = next(iter(segmenter.train_dataloader))
     names = ("lattice", "channel_loop", "dice_pole", "missing_eval", "empty_channels")
     for number, (name, columns) in enumerate(zip(names, (2, 1, 3, 4, 1), strict=True), start=1):
         figure = dls.new_figure(figsize=(max(3.2 * columns, 7), 4), layout="constrained")
