@@ -443,10 +443,8 @@ class SegStudio:
                 It is pickled as its path: a DataLoader worker maps the file again, copying nothing.
                 """
 
-                FIELDS = [("image", "u1", (3, 64, 64)), ("mask", "u1", (64, 64))]
+                FIELDS = [("image", "u1", (3, 64, 64)), ("mask", "u1", (5, 64, 64))]
                 DTYPE = np.dtype([*FIELDS, ("box", "i2", (5, 5, 4))])
-                BITS = np.array([1, 2, 4, 8, 16], "u1").reshape(5, 1, 1)  # plane k is bit k
-                VALUES = np.array([50, 100, 150, 200, 250], "u1").reshape(5, 1, 1)
 
                 def __init__(self, path, num_images=None):
                     records = np.load(path, mmap_mode="r")
@@ -462,13 +460,65 @@ class SegStudio:
                 def __len__(self):
                     return len(self.image)
 
-                def planes(self, idx):
-                    return (self.mask[idx] & self.BITS != 0) * self.VALUES  # (5, 64, 64)
-
                 def __getitem__(self, idx):
                     boxes = {kind: self.box[idx, :, kind] for kind in range(5)}
                     boxes = {kind: box[box.any(1)].tolist() for kind, box in boxes.items()}
-                    return [*self.image[idx].reshape(3, -1).tolist(), self.planes(idx), boxes]
+                    red, green, blue = self.image[idx].reshape(3, -1).tolist()
+                    return [red, green, blue, self.mask[idx].copy(), boxes]
+
+                @classmethod
+                def pack(cls, item):
+                    """Returns an item, which may hold anything until it is checked, as a record."""
+                    if not isinstance(item, (list, tuple)) or len(item) != 5:
+                        raise ValueError("it is not a list [R, G, B, mask_array, bbox_map]")
+                    record, keys = np.zeros((), cls.DTYPE), (50, 100, 150, 200, 250)
+                    for k in range(3):
+                        record["image"][k] = cls._plane(item[k], f"channel {'RGB'[k]}")
+                    mask, box_map = item[3:]
+                    mask = mask if isinstance(mask, (list, tuple)) else np.asarray(mask)
+                    if len(mask) != 5:
+                        raise ValueError(f"its mask has {len(mask)} planes instead of 5")
+                    for k, value in enumerate(keys):
+                        plane = record["mask"][k] = cls._plane(mask[k], f"mask plane {k}")
+                        if not ((plane == 0) | (plane == value)).all():
+                            raise ValueError(f"mask plane {k} has values other than 0 and {value}")
+                    for key, boxes in box_map.items():
+                        if key not in (*range(5), *keys):
+                            raise ValueError(f"bbox_map has keys other than 0..4 and {keys}")
+                        k = key if key in range(5) else keys.index(key)
+                        boxes = [cls._listed(box) for box in cls._listed(boxes)]
+                        if len(boxes) > 5 or any(len(box) != 4 for box in boxes):
+                            raise ValueError(f"bbox_map[{key}] is not up to 5 boxes of 4 numbers")
+                        for i, box in enumerate(boxes):
+                            record["box"][i, k] = [int(corner) for corner in box]
+                            if any(float(corner) != int(corner) for corner in box):
+                                raise ValueError(f"bbox_map[{key}] has a fraction in a box")
+                    return record
+
+                @staticmethod
+                def _listed(values):
+                    is_list = isinstance(values, (list, tuple))
+                    return values if is_list else np.asarray(values).tolist()
+
+                @staticmethod
+                def _plane(values, name):
+                    """Returns 64x64 numbers 0..255, be they a list, a list of rows or an array."""
+                    try:
+                        if not isinstance(values, (list, tuple)):
+                            values = np.asarray(values)
+                            with np.errstate(invalid="ignore"):  # NaN is caught below
+                                plane = values.astype("u1")
+                            if not np.array_equal(plane, values):
+                                raise ValueError("numbers out of range")
+                            return plane.reshape(64, 64)
+                        rows = values if isinstance(values[0], (list, tuple)) else [values]
+                        if sum(len(row) for row in rows) != 64 * 64:
+                            raise ValueError("wrong length")
+                        # bytes() is quick, and refuses all but whole numbers 0..255.
+                        return np.frombuffer(b"".join(map(bytes, rows)), "u1").reshape(64, 64)
+                    except Exception as error:
+                        what = f"{name} is not 64x64 whole numbers 0..255"
+                        raise ValueError(f"{what} ({error})") from error
 
             class Note:
                 """What a pickle says of an array, unchecked until the array is asked for."""
@@ -503,9 +553,11 @@ class SegStudio:
                     return numbers.reshape(shape, order=order)
 
             class SafeUnpickler(pickle.Unpickler):
-                """Reads a pickle as data. A pickle is a program: to load it is to run it, and one
-                line of it can delete your files. Here nothing that it names is called: a few names
-                that arrays are made of leave a note, any other ends the reading.
+                """Reads a pickle as data and runs none of it.
+
+                A pickle is a program: to load it is to run it, and one line of it can delete your
+                files. Here nothing that it names is called: the names that arrays are made of each
+                leave a note, any other name ends the reading.
                 """
 
                 NAMES = {
@@ -554,7 +606,7 @@ class SegStudio:
             def __getitem__(self, idx):
                 return {
                     "image": torch.from_numpy(self.dataset.image[idx].astype("f4")),
-                    "mask_tensor": torch.from_numpy(self.dataset.planes(idx)),
+                    "mask_tensor": torch.from_numpy(self.dataset.mask[idx].copy()),
                     "bbox_tensor": torch.from_numpy(self.dataset.box[idx].astype("f4")),
                 }
 
@@ -562,7 +614,8 @@ class SegStudio:
                 """Maps the cache of exactly this content; the first load has to write it."""
                 content, place = data, bytes(archive.resolve())
                 content, place = (hashlib.sha256(x).hexdigest()[:16] for x in (content, place))
-                user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+                home = os.path.expanduser("~/.cache")  # noqa: PTH111 (Path's fails without a home)
+                user_cache = Path(os.environ.get("XDG_CACHE_HOME") or home)
                 folders = archive.parent, user_cache / "segstudio" / place
                 caches = [folder / f"{archive.name}.v1-{content}.cache.npy" for folder in folders]
                 for cache in caches:
@@ -604,6 +657,8 @@ class SegStudio:
                         raise ValueError(f"its label_map is not {self.label_map}")
                     if len(items) == 0:
                         raise ValueError("it has no images")
+                    if isinstance(items, dict) and items.keys() != set(range(len(items))):
+                        raise ValueError("its images are not numbered 0, 1, 2, ...")
                     return [items[idx] for idx in range(len(items))]  # of a dict or a list
                 except ValueError as error:
                     raise ValueError(f"{archive} is refused: {error}") from error
@@ -624,7 +679,7 @@ class SegStudio:
                         np.lib.format.write_array_header_1_0(file, header)
                         for idx, item in enumerate(items):
                             try:
-                                record = self._pack(item)
+                                record = self.Records.pack(item)
                             except Exception as error:
                                 raise ValueError(f"{archive}, item {idx}: {error}") from error
                             file.write(record.tobytes())
@@ -637,58 +692,6 @@ class SegStudio:
                     if old != cache and old.name.startswith(f"{archive.name}.v"):
                         with contextlib.suppress(OSError):
                             old.unlink()
-
-            def _pack(self, item):
-                """Returns the record of an item, which may hold anything until it is checked."""
-                if not isinstance(item, (list, tuple)) or len(item) != 5:
-                    raise ValueError("it is not a list [R, G, B, mask_array, bbox_map]")
-                record = np.zeros((), self.Records.DTYPE)
-                for k in range(3):
-                    record["image"][k] = self._plane(item[k], f"channel {'RGB'[k]}")
-                mask, box_map = item[3:]
-                mask = mask if isinstance(mask, (list, tuple)) else np.asarray(mask)
-                if len(mask) != 5:
-                    raise ValueError(f"its mask has {len(mask)} planes instead of 5")
-                for k, value in enumerate(self.mask_values):
-                    plane = self._plane(mask[k], f"mask plane {k}")
-                    if not ((plane == 0) | (plane == value)).all():
-                        raise ValueError(f"mask plane {k} has values other than 0 and {value}")
-                    record["mask"] |= (plane > 0) * self.Records.BITS[k]
-                for key, boxes in box_map.items():
-                    if key not in (*range(5), *self.mask_values):
-                        raise ValueError(f"bbox_map has keys other than 0..4, {self.mask_values}")
-                    kind = key if key in range(5) else self.mask_values.index(key)
-                    boxes = [self._listed(box) for box in self._listed(boxes)]
-                    if len(boxes) > 5 or any(len(box) != 4 for box in boxes):
-                        raise ValueError(f"bbox_map[{key}] is not up to 5 boxes of 4 numbers")
-                    for i, box in enumerate(boxes):
-                        record["box"][i, kind] = [int(corner) for corner in box]
-                        if any(float(corner) != int(corner) for corner in box):
-                            raise ValueError(f"bbox_map[{key}] has a coordinate that is not whole")
-                return record
-
-            @staticmethod
-            def _listed(values):
-                return values if isinstance(values, (list, tuple)) else np.asarray(values).tolist()
-
-            @staticmethod
-            def _plane(values, name):
-                """Returns 64x64 numbers 0..255 that may be a list, a list of rows or an array."""
-                try:
-                    if not isinstance(values, (list, tuple)):
-                        values = np.asarray(values)
-                        plane = values.astype("u1")
-                        if not np.array_equal(plane, values):
-                            raise ValueError("numbers out of range")
-                        return plane.reshape(64, 64)
-                    rows = values if isinstance(values[0], (list, tuple)) else [values]
-                    if sum(len(row) for row in rows) != 64 * 64:
-                        raise ValueError("wrong length")
-                    # bytes() is quick, and refuses all but whole numbers 0..255.
-                    return np.frombuffer(b"".join(map(bytes, rows)), "u1").reshape(64, 64)
-                except Exception as error:
-                    what = f"{name} is not 64x64 whole numbers 0..255"
-                    raise ValueError(f"{what} ({error})") from error
 
             class Painter:
                 """Draws pictures like those of the original, of which it shares no pixel.
