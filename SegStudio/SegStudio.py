@@ -727,7 +727,9 @@ class SegStudio:
                                 for start in range(0, num_images, 50)
                             ]
                             packed = pool.map(cls._items, [seed] * len(chunks), chunks)
-                            with tqdm(total=num_images, unit="image", desc=path.name, disable=None) as bar:
+                            with tqdm(
+                                total=num_images, unit="image", desc=path.name, disable=None
+                            ) as bar:
                                 for chunk, text in zip(chunks, packed, strict=True):
                                     file.write(text)
                                     bar.update(len(chunk))
