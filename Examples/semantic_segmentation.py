@@ -31,7 +31,7 @@ def warm_up_then_decay(done):
 
 
 def main():
-    flags = SegStudio.example_flags(__doc__, quick=(2000, 4))
+    flags = SegStudio.example_flags(__doc__, quick=(2000, 3))
     dls = SegStudio(
         image_size=[64, 64],
         momentum=MOMENTUM,
