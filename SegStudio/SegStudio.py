@@ -1568,9 +1568,8 @@ class SegStudio:
 
             Cakes, dogs and motorcycles stand in front of textures. Form has to be learned: objects,
             backgrounds, clutter and distractors (persons, plants) share one palette, and size,
-            tilt, side and light change. The annotations are polygons, both kinds of RLE, and
-            crowds. Beside `num_images` images that pass the homework's selection some do not: two
-            of a kind, two classes, too small, a crowd. The same arguments give the same files.
+            tilt, side and light change. Polygons, both kinds of RLE and crowds mark them. Beside
+            `num_images` that pass the homework's selection, some fail it. Repeatable by its seed.
 
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  CocoSyntheticSet
             """
@@ -2676,9 +2675,8 @@ class SegStudio:
 
             A network learns by repeating five steps: predict, measure the loss, compute how each
             weight changed it (backward), and move every weight a little against that. The rest
-            of this class is bookkeeping around these steps in `run`: time, reports, checkpoints.
-            Its arguments are those of custom_run_code_for_training_for_semantic_segmentation,
-            which is the way in, with the objects made.
+            of this class is bookkeeping around these steps: time, reports, checkpoints. The way in
+            is custom_run_code_for_training_for_semantic_segmentation, which makes its arguments.
 
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  TrainingLoop
             """
@@ -2707,14 +2705,14 @@ class SegStudio:
                     total=self.total, initial=self.history.iterations, disable=None,
                     dynamic_ncols=True, unit="iteration", leave=False,
                 ) as bar:  # fmt: skip
-                    while not self._finished():
+                    while self._fraction_done() < 1:
                         if self.generator is not None:  # the same order of images after a resume
                             self.generator.manual_seed(self.order_seed + self.epochs_done)
                         for batch in self.loader:
                             self._iterate(batch)
                             bar.update()
                             self._after_iteration(bar)
-                            if self._finished():
+                            if self._fraction_done() >= 1:
                                 break
                         self._report()
                         self.epochs_done += 1
@@ -2733,7 +2731,10 @@ class SegStudio:
                     output = self.net(images)  # (N, C, H, W)
                     loss = self.criterion(output, masks)
                 self.losses[self.count] = loss.detach()
-                self._stop_unless_finite(output)
+                self.output = output.detach()
+                # A GPU is asked once in 50 iterations: every question makes it wait for the answer.
+                if self.device.type == "cpu" or self.count % 50 == 0:
+                    self._stop_unless_finite(self.count + 1)
                 if self.count + 1 == self.report_every and hasattr(self.criterion, "terms"):
                     self._weigh_terms(output, masks)
                 self.optimizer.zero_grad()
@@ -2763,10 +2764,10 @@ class SegStudio:
                         names = ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_f1")
                         self.history.add(**{name: scores[name] for name in names})
 
-            def _finished(self):
+            def _fraction_done(self):
                 if self.max_seconds:
-                    return self.history.seconds >= self.max_seconds
-                return self.history.iterations >= self.total
+                    return self.history.seconds / self.max_seconds
+                return self.history.iterations / self.total
 
             @contextlib.contextmanager
             def _off_the_clock(self):
@@ -2777,26 +2778,19 @@ class SegStudio:
             def _set_learning_rate(self):
                 if self.scheduler is None or hasattr(self.scheduler, "step"):
                     return
-                if self.max_seconds:
-                    done = self.history.seconds / self.max_seconds
-                else:
-                    done = self.history.iterations / self.total
+                factor = self.scheduler(min(self._fraction_done(), 1.0))
                 for group in self.optimizer.param_groups:
                     group.setdefault("initial_lr", group["lr"])
-                    group["lr"] = group["initial_lr"] * self.scheduler(min(done, 1.0))
+                    group["lr"] = group["initial_lr"] * factor
 
-            def _stop_unless_finite(self, output):
-                # A GPU is asked once in 50 iterations: every question makes it wait for the answer.
-                last = self.count + 1 == self.report_every
-                if self.device.type != "cpu" and not last and self.count % 50:
-                    return
-                losses = self.losses[: self.count + 1]
-                bad = (~torch.isfinite(losses)).nonzero()
+            def _stop_unless_finite(self, number):
+                bad = (~torch.isfinite(self.losses[:number])).nonzero()
                 if len(bad):
                     iteration = self.history.iterations - self.count + int(bad[0]) + 1
-                    low, high = output.detach().float().aminmax()
+                    low, high = self.output.float().aminmax()
+                    loss = self.losses[bad[0]].item()
                     raise FloatingPointError(
-                        f"the {self.history.loss_name} loss became {losses[bad[0].item()]:g} at "
+                        f"the {self.history.loss_name} loss became {loss:g} at "
                         f"iteration {iteration} (outputs from {low:.4g} to {high:.4g}), so "
                         f"training stopped and saved nothing over an older model: try a learning "
                         f"rate ten times smaller than {self.optimizer.param_groups[0]['lr']:g}, "
@@ -2827,6 +2821,7 @@ class SegStudio:
             def _report(self):
                 if self.count == 0:
                     return
+                self._stop_unless_finite(self.count)  # before anything is saved
                 self.epochs = self.dl_studio.epochs if self.total else "?"
                 loss = self.losses[: self.count].mean().item()
                 per_epoch = len(self.loader)
@@ -2851,10 +2846,10 @@ class SegStudio:
             # -- checkpoints: written after each epoch, removed at the end ------------------------
 
             def _parts(self):
-                parts = {"net": self.net, "optimizer": self.optimizer}
-                if hasattr(self.scheduler, "state_dict"):
-                    parts["scheduler"] = self.scheduler
-                return parts
+                parts = {
+                    "net": self.net, "optimizer": self.optimizer, "scheduler": self.scheduler,
+                }  # fmt: skip
+                return {k: part for k, part in parts.items() if hasattr(part, "state_dict")}
 
             def _save_checkpoint(self):
                 state = {name: part.state_dict() for name, part in self._parts().items()}
