@@ -1575,9 +1575,8 @@ class SegStudio:
 
             Cakes, dogs and motorcycles stand in front of textures. Form has to be learned: objects,
             backgrounds, clutter and distractors (persons, plants) share one palette, and size,
-            tilt, side and light change. The annotations are polygons, both kinds of RLE, and
-            crowds. Beside `num_images` images that pass the homework's selection some do not: two
-            of a kind, two classes, too small, a crowd. The same arguments give the same files.
+            tilt, side and light change. Polygons, both kinds of RLE and crowds mark them. Beside
+            `num_images` that pass the homework's selection, some fail it. Repeatable by its seed.
 
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  CocoSyntheticSet
             """
@@ -2703,7 +2702,8 @@ class SegStudio:
                 self.write_whole = write_whole
 
             def save(self, parts, facts):
-                """Write the state_dict of each of `parts` by name, and the plain dict `facts`."""
+                """Write the state_dict of each of `parts` that has one, and the dict `facts`."""
+                parts = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
                 state = {name: part.state_dict() for name, part in parts.items()}
                 state |= {"facts": facts, "random": torch.get_rng_state()}
                 self.write_whole(self.path, lambda part: torch.save(state, part))
@@ -2713,8 +2713,8 @@ class SegStudio:
                 if not self.path.exists():
                     return None
                 state = torch.load(self.path, map_location=device, weights_only=True)
-                for name, part in parts.items():
-                    part.load_state_dict(state[name])
+                for name in state.keys() & parts.keys():
+                    parts[name].load_state_dict(state[name])
                 torch.set_rng_state(state["random"].cpu())
                 return state["facts"]
 
@@ -2724,9 +2724,8 @@ class SegStudio:
 
             A network learns by repeating five steps: predict, measure the loss, compute how each
             weight changed it (backward), and move every weight a little against that. The rest
-            of this class is bookkeeping around these steps in `run`: time, reports, checkpoints.
-            custom_run_code_for_training_for_semantic_segmentation is the way in, and explains the
-            options.
+            of this class is bookkeeping around these steps: time, reports, checkpoints. The way in
+            is custom_run_code_for_training_for_semantic_segmentation, which makes its arguments.
 
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  TrainingLoop
             """
@@ -2781,19 +2780,21 @@ class SegStudio:
                     total=self.total, initial=self.history.iterations, disable=None,
                     dynamic_ncols=True, unit="iteration", leave=False,
                 ) as bar:  # fmt: skip
-                    while not self._finished():
+                    while self._fraction_done() < 1:
                         if self.generator is not None:  # the same order of images after a resume
                             self.generator.manual_seed(self.order_seed + self.epochs_done)
                         for batch in self.loader:
                             self._iterate(batch)
                             bar.update()
                             self._after_iteration(bar)
-                            if self._finished():
+                            if self._fraction_done() >= 1:
                                 break
                         self._report()
                         self.epochs_done += 1
                         with self._off_the_clock():
-                            self.checkpoint.save(self._parts(), self._facts())
+                            facts = {"epochs_done": self.epochs_done, "order_seed": self.order_seed}
+                            facts["history"] = vars(self.history)
+                            self.checkpoint.save(self._parts(), facts)
                 return self.history
 
             def resume(self):
@@ -2805,12 +2806,7 @@ class SegStudio:
                     self.dl_studio.log(f"Resuming after epoch {self.epochs_done}")
 
             def _parts(self):
-                parts = {"net": self.net, "optimizer": self.optimizer, "scheduler": self.scheduler}
-                return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
-
-            def _facts(self):
-                facts = {"epochs_done": self.epochs_done, "order_seed": self.order_seed}
-                return facts | {"history": vars(self.history)}
+                return {"net": self.net, "optimizer": self.optimizer, "scheduler": self.scheduler}
 
             def _iterate(self, batch):
                 device = self.dl_studio.device
@@ -2825,7 +2821,10 @@ class SegStudio:
                     output = self.net(images)  # (N, C, H, W)
                     loss = self.criterion(output, masks)
                 self.losses[self.count] = loss.detach()
-                self._stop_unless_finite(output)
+                self.output = output.detach()
+                # A GPU is asked once in 50 iterations: every question makes it wait for the answer.
+                if self.losses.is_cpu or self.count % 50 == 0:
+                    self._stop_unless_finite(self.count + 1)
                 if self.count + 1 == self.report_every and hasattr(self.criterion, "weigh_terms"):
                     weights = [p for p in self.net.parameters() if p.requires_grad]
                     self.weighed = self.criterion.weigh_terms(output, masks, weights)
@@ -2855,13 +2854,12 @@ class SegStudio:
                         scores = self.evaluate(self.net).compute()
                         names = ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_f1")
                         self.history.add(**{name: scores[name] for name in names})
-                        path = self.dl_studio.run_dir / "losses.csv"
-                        self.dl_studio.write_whole(path, self.history.write_csv)
+                        self._write_history()
 
-            def _finished(self):
+            def _fraction_done(self):
                 if self.max_seconds:
-                    return self.history.seconds >= self.max_seconds
-                return self.history.iterations >= self.total
+                    return self.history.seconds / self.max_seconds
+                return self.history.iterations / self.total
 
             @contextlib.contextmanager
             def _off_the_clock(self):
@@ -2872,31 +2870,27 @@ class SegStudio:
             def _set_learning_rate(self):
                 if self.scheduler is None or hasattr(self.scheduler, "step"):
                     return
-                if self.max_seconds:
-                    done = self.history.seconds / self.max_seconds
-                else:
-                    done = self.history.iterations / self.total
+                factor = self.scheduler(min(self._fraction_done(), 1.0))
                 for group in self.optimizer.param_groups:
                     group.setdefault("initial_lr", group["lr"])
-                    group["lr"] = group["initial_lr"] * self.scheduler(min(done, 1.0))
+                    group["lr"] = group["initial_lr"] * factor
 
-            def _stop_unless_finite(self, output):
-                # A GPU is asked once in 50 iterations: every question makes it wait for the answer.
-                last = self.count + 1 == self.report_every
-                if self.dl_studio.device.type != "cpu" and not last and self.count % 50:
-                    return
-                losses = self.losses[: self.count + 1]
-                bad = (~torch.isfinite(losses)).nonzero()
+            def _stop_unless_finite(self, number):
+                bad = (~torch.isfinite(self.losses[:number])).nonzero()
                 if len(bad):
                     iteration = self.history.iterations - self.count + int(bad[0]) + 1
-                    low, high = output.detach().float().aminmax()
+                    low, high = self.output.float().aminmax()
+                    rate = self.optimizer.param_groups[0]["lr"]
                     raise FloatingPointError(
-                        f"the {self.history.loss_name} loss became {losses[bad[0].item()]:g} at "
-                        f"iteration {iteration} (outputs from {low:.4g} to {high:.4g}), so "
-                        f"training stopped and saved nothing over an older model: try a learning "
-                        f"rate ten times smaller than {self.optimizer.param_groups[0]['lr']:g}, "
+                        f"the {self.history.loss_name} loss became {self.losses[bad[0]].item():g} "
+                        f"at iteration {iteration} (outputs from {low:.4g} to {high:.4g}), so no "
+                        f"model was saved: try a learning rate ten times smaller than {rate:g}, "
                         f"clip_grad_norm=1.0, masks of 0/1, or another loss"
                     )
+
+            def _write_history(self):
+                path = self.dl_studio.run_dir / "losses.csv"
+                self.dl_studio.write_whole(path, self.history.write_csv)
 
             def _estimate_time(self):
                 if self.history.iterations == 3:  # the first two also pay for memory and caches
@@ -2912,25 +2906,23 @@ class SegStudio:
             def _report(self):
                 if self.count == 0:
                     return
-                self.epochs = self.dl_studio.epochs if self.total else "?"
+                self._stop_unless_finite(self.count)  # before anything is saved
+                epochs = self.dl_studio.epochs if self.total else "?"
                 loss = self.losses[: self.count].mean().item()
-                per_epoch = len(self.loader)
-                row = {"epoch": self.epochs_done + 1, "loss": loss}
-                row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+                iteration = self.history.iterations - self.epochs_done * len(self.loader)
+                rate = self.optimizer.param_groups[0]["lr"]
+                row = {"epoch": self.epochs_done + 1, "loss": loss, "learning_rate": rate}
                 row |= {name: float(value) / self.count for name, value in self.terms.items()}
                 row |= {f"grad_norm_{name}": float(norm) for name, norm in self.weighed.items()}
                 self.history.add(**row)
                 self.dl_studio.log(
-                    f"[epoch={row['epoch']}/{self.epochs}, "
-                    f"iter={self.history.iterations - self.epochs_done * per_epoch:4d}  "
-                    f"elapsed_time={self.history.seconds:3.0f} secs]   "
-                    f"{self.history.loss_name} loss: {loss:.3f}"
+                    f"[epoch={row['epoch']}/{epochs}, iter={iteration:4d}  elapsed_time="
+                    f"{self.history.seconds:3.0f} secs]   {self.history.loss_name} loss: {loss:.3f}"
                 )
                 self.count, self.weighed = 0, {}
                 self.terms.clear()
                 with self._off_the_clock():
-                    run_dir = self.dl_studio.run_dir
-                    self.dl_studio.write_whole(run_dir / "losses.csv", self.history.write_csv)
+                    self._write_history()
                     if self.on_report is not None:
                         self.on_report(self.history, self.net)
 

@@ -35,14 +35,16 @@ module = importlib.import_module("SegStudio.SegStudio")  # `import ... as` gives
 Segmentation = SegStudio.SemanticSegmentation
 CLASSES = ("cake", "dog", "motorcycle")
 NAMES = (
-    "CocoAnnotations", "CocoSelection", "CocoPreparer", "CocoDownloader", "CocoSyntheticSet",
+    "CocoAnnotations",
+    "CocoSelection",
+    "CocoPreparer",
+    "CocoDownloader",
+    "CocoSyntheticSet",
     "CocoSingleObjectDataset",
 )
 ROOT = Path(__file__).parents[1]
 
-spec = importlib.util.spec_from_file_location(
-    "prepare_coco", ROOT / "Datasets" / "prepare_coco.py"
-)
+spec = importlib.util.spec_from_file_location("prepare_coco", ROOT / "Datasets" / "prepare_coco.py")
 prepare_coco = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(prepare_coco)
 
@@ -63,9 +65,7 @@ def prepared(synthetic, tmp_path_factory):
 
 def prepare(images, file, out, *, classes=CLASSES, workers=1, split="train", **options):
     size = options.pop("image_size", 64)
-    selection = Segmentation.CocoSelection(
-        Segmentation.CocoAnnotations(file), classes, **options
-    )
+    selection = Segmentation.CocoSelection(Segmentation.CocoAnnotations(file), classes, **options)
     preparer = Segmentation.CocoPreparer(selection, image_size=size, split=split)
     return preparer, preparer.write(images, out, workers=workers, progress=False)
 
@@ -80,8 +80,14 @@ def small_set(folder, *, name="1.jpg", size=(40, 30)):
         "images": [{"id": 1, "file_name": name, "width": size[0], "height": size[1]}],
         "categories": [{"id": 18, "name": "dog"}, {"id": 61, "name": "cake"}],
         "annotations": [
-            {"id": 7, "image_id": 1, "category_id": 18, "iscrowd": 0, "bbox": box,
-             "segmentation": [[5, 5, 25, 5, 25, 20, 5, 20]]}
+            {
+                "id": 7,
+                "image_id": 1,
+                "category_id": 18,
+                "iscrowd": 0,
+                "bbox": box,
+                "segmentation": [[5, 5, 25, 5, 25, 20, 5, 20]],
+            }
         ],
     }
 
@@ -95,8 +101,18 @@ def spoil(folder, data):
     file = folder / "instances.json"
     file.write_text(json.dumps(data))
     return run(
-        "--annotations", file, "--images-dir", folder / "images", "--classes", "dog",
-        "--min-bbox", 10, "--image-size", 16, "--out", folder / "out",
+        "--annotations",
+        file,
+        "--images-dir",
+        folder / "images",
+        "--classes",
+        "dog",
+        "--min-bbox",
+        10,
+        "--image-size",
+        16,
+        "--out",
+        folder / "out",
     )
 
 
@@ -182,8 +198,10 @@ def test_limit_and_min_bbox(synthetic):
 
 def test_synthetic_set_has_every_form_and_says_so(synthetic):
     data = json.loads(synthetic[1].read_text())
-    forms = {type(a["segmentation"]["counts"] if isinstance(a["segmentation"], dict) else ())
-             for a in data["annotations"]}
+    forms = {
+        type(a["segmentation"]["counts"] if isinstance(a["segmentation"], dict) else ())
+        for a in data["annotations"]
+    }
     assert forms == {tuple, list, str}
     assert {a["iscrowd"] for a in data["annotations"]} == {0, 1}
     assert "SYNTHETIC" in data["info"]["description"]
@@ -211,24 +229,34 @@ def test_bytes_do_not_depend_on_workers(synthetic, prepared, tmp_path):
 def test_manifest(synthetic, tmp_path):
     data = small_set(tmp_path)
     data["licenses"] = [{"id": 3, "name": "CC BY", "url": "http://x/by"}, {"id": 4, "name": "-"}]
-    data["images"][0].update(
-        license=3, coco_url="http://x/1.jpg", flickr_url="https://y/1.jpg"
-    )
+    data["images"][0].update(license=3, coco_url="http://x/1.jpg", flickr_url="https://y/1.jpg")
     data["info"] = {"description": "mine"}
     file = tmp_path / "instances.json"
     file.write_text(json.dumps(data))
-    _, path = prepare(tmp_path / "images", file, tmp_path, classes=["dog"], min_bbox=10,
-                      split="test", image_size=8)
+    _, path = prepare(
+        tmp_path / "images",
+        file,
+        tmp_path,
+        classes=["dog"],
+        min_bbox=10,
+        split="test",
+        image_size=8,
+    )
     manifest = json.loads(path.read_text())
     assert path == tmp_path / "test" / "manifest.json"
     assert manifest["source"] == {
-        "file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()
+        "file": file.name,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
     }
     assert manifest["description"] == "mine"
     assert manifest["licenses"] == {"3": data["licenses"][0]}
     assert manifest["options"] == {
-        "classes": ["dog"], "min_bbox": 10, "single_instance": "category", "limit": None,
-        "image_size": 8, "split": "test",
+        "classes": ["dog"],
+        "min_bbox": 10,
+        "single_instance": "category",
+        "limit": None,
+        "image_size": 8,
+        "split": "test",
     }
     sample = manifest["samples"][0]
     assert sample["image"] == "images/1_18.png"
@@ -273,8 +301,15 @@ def test_foreign_folder_is_left_alone(synthetic, tmp_path):
 
 @pytest.mark.parametrize(
     ("mode", "name"),
-    [("L", "1.jpg"), ("CMYK", "1.jpg"), ("P", "1.png"), ("RGBA", "1.png"), ("1", "1.png"),
-     ("RGB", "1.png"), ("I;16", "1.png")],
+    [
+        ("L", "1.jpg"),
+        ("CMYK", "1.jpg"),
+        ("P", "1.png"),
+        ("RGBA", "1.png"),
+        ("1", "1.png"),
+        ("RGB", "1.png"),
+        ("I;16", "1.png"),
+    ],
 )
 def test_modes_become_rgb(tmp_path, mode, name):
     data = small_set(tmp_path, name=name)
@@ -397,19 +432,31 @@ HOSTILE = {
     "polygon of two": (annotation_field(segmentation=[[5, 5, 20, 20]]), "annotation 7 .*three"),
     "polygon odd": (annotation_field(segmentation=[[5, 5, 20, 20, 5, 20, 1]]), "annotation 7 "),
     "polygon NaN": (
-        annotation_field(segmentation=[[5, 5, 25, math.nan, 25, 20]]), "annotation 7 .*finite"),
+        annotation_field(segmentation=[[5, 5, 25, math.nan, 25, 20]]),
+        "annotation 7 .*finite",
+    ),
     "polygon inf": (
-        annotation_field(segmentation=[[5, 5, 25, math.inf, 25, 20]]), "annotation 7 .*finite"),
+        annotation_field(segmentation=[[5, 5, 25, math.inf, 25, 20]]),
+        "annotation 7 .*finite",
+    ),
     "polygon text": (annotation_field(segmentation=[["a"] * 6]), "annotation 7 .*finite"),
     "polygon huge": (annotation_field(segmentation=[[5, 5, 10**400, 5, 5, 9]]), "annotation 7 "),
     "polygon outside": (
-        annotation_field(segmentation=[[500, 500, 520, 500, 520, 520]]), "annotation 7 .*outside"),
+        annotation_field(segmentation=[[500, 500, 520, 500, 520, 520]]),
+        "annotation 7 .*outside",
+    ),
     "polygon partly outside": (
-        annotation_field(segmentation=[[5, 5, 520, 5, 25, 20]]), "annotation 7 .*outside"),
+        annotation_field(segmentation=[[5, 5, 520, 5, 25, 20]]),
+        "annotation 7 .*outside",
+    ),
     "polygon negative": (
-        annotation_field(segmentation=[[-50, 5, 20, 5, 25, 20]]), "annotation 7 .*outside"),
+        annotation_field(segmentation=[[-50, 5, 20, 5, 25, 20]]),
+        "annotation 7 .*outside",
+    ),
     "polygon endless": (
-        annotation_field(segmentation=[[0, 0, 40, 0] * 30_000]), "annotation 7 .*longer"),
+        annotation_field(segmentation=[[0, 0, 40, 0] * 30_000]),
+        "annotation 7 .*longer",
+    ),
     "segmentation none": (annotation_field(segmentation=None), "annotation 7 .*neither"),
     "segmentation empty": (annotation_field(segmentation=[]), "annotation 7 .*neither"),
     "RLE size": (rle([1200], (40, 30)), "annotation 7 .*size"),
@@ -455,8 +502,19 @@ def test_links(tmp_path):
     (tmp_path / "out/test").symlink_to(tmp_path / "images")
     before = tree(tmp_path / "images")
     code, problems, _ = run(
-        "--annotations", tmp_path / "instances.json", "--images-dir", tmp_path / "images",
-        "--classes", "dog", "--min-bbox", 1, "--out", tmp_path / "out", "--split", "test")
+        "--annotations",
+        tmp_path / "instances.json",
+        "--images-dir",
+        tmp_path / "images",
+        "--classes",
+        "dog",
+        "--min-bbox",
+        1,
+        "--out",
+        tmp_path / "out",
+        "--split",
+        "test",
+    )
     assert code == 2
     assert "not a prepared folder" in problems[-1]
     assert tree(tmp_path / "images") == before
@@ -464,12 +522,18 @@ def test_links(tmp_path):
 
 def png_header(width, height):
     """A PNG that claims a size and holds next to nothing."""
+
     def chunk(kind, content):
         crc = struct.pack(">I", zlib.crc32(kind + content))
         return struct.pack(">I", len(content)) + kind + content + crc
+
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-            + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def jpeg_header(width, height):
@@ -482,10 +546,20 @@ def jpeg_header(width, height):
     return bytes(content)
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"no image", b"\xff\xd8\xff", png_header(100_000, 100_000), jpeg_header(65_000, 65_000),
-    jpeg_header(12_000, 9_000), png_header(40, 30), b"GIF89a" + bytes(50),
-], ids=["empty", "text", "torn", "bomb", "jpeg bomb", "jpeg small bomb", "short", "gif"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no image",
+        b"\xff\xd8\xff",
+        png_header(100_000, 100_000),
+        jpeg_header(65_000, 65_000),
+        jpeg_header(12_000, 9_000),
+        png_header(40, 30),
+        b"GIF89a" + bytes(50),
+    ],
+    ids=["empty", "text", "torn", "bomb", "jpeg bomb", "jpeg small bomb", "short", "gif"],
+)
 def test_hostile_image_file(tmp_path, content):
     data = small_set(tmp_path)
     (tmp_path / "images/1.jpg").write_bytes(content)
@@ -505,15 +579,26 @@ def test_truncated_jpeg(tmp_path):
     assert "image 1 is left out: its file cannot be decoded" in problems[0]
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"{", b"[1, 2]", b"5", b"{}", b'{"images": {}, "annotations": [], "categories": []}',
-    b"[" * 100_000, b"\xff\xfe\x00",
-], ids=["empty", "torn", "list", "number", "no lists", "dicts", "deep", "bytes"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[1, 2]",
+        b"5",
+        b"{}",
+        b'{"images": {}, "annotations": [], "categories": []}',
+        b"[" * 100_000,
+        b"\xff\xfe\x00",
+    ],
+    ids=["empty", "torn", "list", "number", "no lists", "dicts", "deep", "bytes"],
+)
 def test_json_that_is_not_coco_ends_the_run(tmp_path, content):
     file = tmp_path / "bad.json"
     file.write_bytes(content)
-    code, problems, _ = run("--annotations", file, "--images-dir", tmp_path, "--out",
-                            tmp_path / "out")
+    code, problems, _ = run(
+        "--annotations", file, "--images-dir", tmp_path, "--out", tmp_path / "out"
+    )
     assert code == 2
     assert len(problems) == 1
     assert "bad.json" in problems[0]
@@ -551,14 +636,31 @@ def test_compressed_rle_of_every_kind_is_read_as_pycocotools_does():
         assert Segmentation.CocoSelection._unpack_rle(counts) == runs
 
 
-@pytest.mark.parametrize("arguments", [
-    ["--classes", "dgo"], ["--classes", "dog", "dog"], ["--image-size", "0"], ["--limit", "0"],
-    ["--min-bbox", "-1"], ["--single-instance", "any"], ["--workers", "0"],
-    ["--images-dir", "nowhere"], ["--download"], ["--annotations", "nowhere.json"],
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--classes", "dgo"],
+        ["--classes", "dog", "dog"],
+        ["--image-size", "0"],
+        ["--limit", "0"],
+        ["--min-bbox", "-1"],
+        ["--single-instance", "any"],
+        ["--workers", "0"],
+        ["--images-dir", "nowhere"],
+        ["--download"],
+        ["--annotations", "nowhere.json"],
+    ],
+)
 def test_user_mistakes_are_one_sentence(synthetic, tmp_path, arguments):
-    code, problems, _ = run("--annotations", synthetic[1], "--images-dir", synthetic[0],
-                            "--out", tmp_path / "out", *arguments)
+    code, problems, _ = run(
+        "--annotations",
+        synthetic[1],
+        "--images-dir",
+        synthetic[0],
+        "--out",
+        tmp_path / "out",
+        *arguments,
+    )
     assert code == 2
     assert not any("Traceback" in p for p in problems)
     assert not (tmp_path / "out").exists()
@@ -571,8 +673,19 @@ def test_near_class_names_are_offered(synthetic):
 
 
 def test_command_with_synthetic_set(tmp_path):
-    code, problems, out = run("--synthetic", "--synthetic-images", 3, "--split", "test",
-                              "--image-size", 32, "--out", tmp_path, "--limit", 1)
+    code, problems, out = run(
+        "--synthetic",
+        "--synthetic-images",
+        3,
+        "--split",
+        "test",
+        "--image-size",
+        32,
+        "--out",
+        tmp_path,
+        "--limit",
+        1,
+    )
     assert code == 0, problems
     assert "SYNTHETIC" in out.getvalue()
     manifest = json.loads((tmp_path / "test/manifest.json").read_text())
@@ -753,8 +866,10 @@ def archive(members):
 
 def test_annotation_archive_unpacks_only_what_is_wanted(serve, tmp_path):
     members = {
-        "../evil.json": b"evil", "/tmp/evil.json": b"evil",
-        "annotations/../../evil.json": b"evil", "annotations/captions_train2017.json": b"{}",
+        "../evil.json": b"evil",
+        "/tmp/evil.json": b"evil",
+        "annotations/../../evil.json": b"evil",
+        "annotations/captions_train2017.json": b"{}",
         "annotations/instances_train2017.json": b'{"a": 1}',
         "annotations/instances_val2017.json": b'{"b": 2}',
     }
@@ -791,8 +906,19 @@ def test_command_downloads_and_lists_failures(serve, tmp_path, monkeypatch):
     data["annotations"].append({**data["annotations"][0], "id": 8, "image_id": 2})
     file = tmp_path / "instances.json"
     file.write_text(json.dumps(data))
-    arguments = ("--annotations", file, "--download", "--classes", "dog", "--min-bbox", 10,
-                 "--image-size", 16, "--out", tmp_path / "out")
+    arguments = (
+        "--annotations",
+        file,
+        "--download",
+        "--classes",
+        "dog",
+        "--min-bbox",
+        10,
+        "--image-size",
+        16,
+        "--out",
+        tmp_path / "out",
+    )
     code, problems, _ = run(*arguments)
     assert code == 1
     problems = [p for p in problems if "download" not in p]
@@ -812,7 +938,8 @@ def test_command_downloads_and_lists_failures(serve, tmp_path, monkeypatch):
 @pytest.mark.parametrize("mask_value", [255, 1])
 def test_items_agree_with_the_files(prepared, mask_value):
     data = Segmentation.CocoSingleObjectDataset(
-        settings(prepared.parent), None, "train", "train", mask_value=mask_value)
+        settings(prepared.parent), None, "train", "train", mask_value=mask_value
+    )
     samples = json.loads((prepared / "manifest.json").read_text())["samples"]
     assert len(data) == len(samples)
     assert data.class_names == CLASSES
@@ -835,7 +962,8 @@ def test_items_agree_with_the_files(prepared, mask_value):
 
 def test_num_images_and_index(prepared):
     data = Segmentation.CocoSingleObjectDataset(
-        settings("/nowhere"), None, "train", str(prepared), num_images=3)
+        settings("/nowhere"), None, "train", str(prepared), num_images=3
+    )
     assert len(data) == 3
     assert torch.equal(data[-1]["image"], data[2]["image"])
     with pytest.raises(IndexError):
@@ -844,7 +972,8 @@ def test_num_images_and_index(prepared):
 
 def test_workers_of_a_loader(prepared):
     data = Segmentation.CocoSingleObjectDataset(
-        settings(prepared.parent), None, "train", "train", num_images=4)
+        settings(prepared.parent), None, "train", "train", num_images=4
+    )
     content = pickle.dumps(data)  # what a spawned worker gets
     assert len(content) < 50_000 < data.cache_file.stat().st_size
     copied = pickle.loads(content)
@@ -860,7 +989,8 @@ def test_workers_of_a_loader(prepared):
 def test_damaged_cache_is_made_again(prepared, damage):
     def load():
         return Segmentation.CocoSingleObjectDataset(
-            settings(prepared.parent), None, "train", "train")
+            settings(prepared.parent), None, "train", "train"
+        )
 
     data = load()
     sound = data.cache_file.read_bytes()
@@ -919,7 +1049,8 @@ def test_dataset_errors_say_what_to_do(synthetic, tmp_path):
 
     def load(size=64, split="train", folder="train", **options):
         Segmentation.CocoSingleObjectDataset(
-            settings(tmp_path, size), None, split, folder, **options)
+            settings(tmp_path, size), None, split, folder, **options
+        )
 
     with pytest.raises(FileNotFoundError, match=r"prepare_coco\.py"):
         load(folder="elsewhere")

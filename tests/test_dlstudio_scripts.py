@@ -171,7 +171,8 @@ for loss in (SegStudio.SemanticSegmentation.SegmentationLossDice(4),
              SegStudio.SemanticSegmentation.SegmentationLoss(4), segmenter.SegmentationLossDice(4)):
     assert torch.isfinite(loss(output, mask.float())), loss
 SegStudio.SemanticSegmentation.run_code_for_training_for_semantic_segmentation(segmenter, model)
-segmenter.custom_run_code_for_training_for_semantic_segmentation(model, "Combined", 200)
+segmenter.custom_run_code_for_training_for_semantic_segmentation(
+    segmenter.mUnet(depth=2), "Combined", 200, dice_form="squared")
 SegStudio.SemanticSegmentation.run_code_for_testing_semantic_segmentation(segmenter, model)
 print("all done")
 """

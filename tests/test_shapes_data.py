@@ -152,9 +152,12 @@ def test_the_shipped_archives_load():
         source = REPO / "Datasets" / f"PurdueShapes5MultiObject-20-{kind}.gz"
         records = pickle.loads(gzip.decompress(source.read_bytes()))[0]
         assert len(records) == 20
-    assert records[0][0] != pickle.loads(
-        gzip.decompress((source.parent / "PurdueShapes5MultiObject-20-train.gz").read_bytes())
-    )[0][0][0]
+    assert (
+        records[0][0]
+        != pickle.loads(
+            gzip.decompress((source.parent / "PurdueShapes5MultiObject-20-train.gz").read_bytes())
+        )[0][0][0]
+    )
 
 
 @pytest.mark.parametrize("ending", ["", "/", "path"])
