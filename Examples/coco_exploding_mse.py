@@ -57,7 +57,7 @@ def main():
         **({"dataroot": "./data/"} | flags.settings),
     )
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=1)
-    segmenter.load_coco(flags.coco, flags.train_images, test_images=4, mask_value=1)
+    segmenter.load_coco(flags.coco, flags.train_images, test_images=3, mask_value=1)
     batches = [(b["image"], b["mask_tensor"].float()) for b in segmenter.train_dataloader]
     figure = dls.new_figure(figsize=(14, 6), layout="constrained")
     grid = figure.subplots(2, len(CASES), sharex=True, sharey="row")
