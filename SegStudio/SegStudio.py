@@ -2680,6 +2680,10 @@ class SegStudio:
                     row = {"iteration": self.iterations, "seconds": round(self.seconds, 3)}
                     self.rows.append(row | values)
 
+            def save(self, dl_studio):
+                """Write losses.csv in the run's folder."""
+                dl_studio.write_whole(dl_studio.run_dir / "losses.csv", self.write_csv)
+
             def write_csv(self, path):
                 """Write the rows as a table; a cell without a value stays empty."""
                 names = list(dict.fromkeys(name for row in self.rows for name in row))
@@ -2697,16 +2701,19 @@ class SegStudio:
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  TrainingCheckpoint
             """
 
-            def __init__(self, path, write_whole):
-                self.path = Path(path)
-                self.write_whole = write_whole
+            def __init__(self, dl_studio):
+                self.dl_studio = dl_studio
+
+            @property
+            def path(self):
+                return self.dl_studio.run_dir / "checkpoint.pt"
 
             def save(self, parts, facts):
                 """Write the state_dict of each of `parts` that has one, and the dict `facts`."""
                 parts = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
                 state = {name: part.state_dict() for name, part in parts.items()}
                 state |= {"facts": facts, "random": torch.get_rng_state()}
-                self.write_whole(self.path, lambda part: torch.save(state, part))
+                self.dl_studio.write_whole(self.path, lambda part: torch.save(state, part))
 
             def load(self, parts, device):
                 """Bring `parts` to the state of the file; returns the facts, or None: no file."""
@@ -2764,6 +2771,8 @@ class SegStudio:
                     )
                 if not isinstance(self.optimizer, torch.optim.Optimizer):
                     self.optimizer = self.optimizer(self.net.parameters())
+                names = ("net", "optimizer", "scheduler")
+                self.parts = {name: getattr(self, name) for name in names}  # of a checkpoint
                 self.binary = getattr(self.criterion, "binary_targets", False)
                 self.epochs_done = 0
                 self.total = None if self.max_seconds else dls.epochs * len(self.loader)
@@ -2794,19 +2803,16 @@ class SegStudio:
                         with self._off_the_clock():
                             facts = {"epochs_done": self.epochs_done, "order_seed": self.order_seed}
                             facts["history"] = vars(self.history)
-                            self.checkpoint.save(self._parts(), facts)
+                            self.checkpoint.save(self.parts, facts)
                 return self.history
 
             def resume(self):
                 """Go on where an interrupted run of this name stopped; without one, do nothing."""
-                facts = self.checkpoint.load(self._parts(), self.dl_studio.device)
+                facts = self.checkpoint.load(self.parts, self.dl_studio.device)
                 if facts is not None:
                     vars(self.history).update(facts.pop("history"))
                     vars(self).update(facts)
                     self.dl_studio.log(f"Resuming after epoch {self.epochs_done}")
-
-            def _parts(self):
-                return {"net": self.net, "optimizer": self.optimizer, "scheduler": self.scheduler}
 
             def _iterate(self, batch):
                 device = self.dl_studio.device
@@ -2843,7 +2849,9 @@ class SegStudio:
                 if hasattr(self.scheduler, "step"):
                     self.scheduler.step()
                 self._set_learning_rate()
-                if self.history.iterations in (3, 13) and self.total is not None:
+                if self.history.iterations == 3:  # the first ones also pay for memory and caches
+                    self.third = self.history.seconds
+                if self.history.iterations == 13 and self.total is not None:
                     self._estimate_time()
                 if self.losses.is_cpu:  # elsewhere, reading the loss would stall the GPU
                     bar.set_postfix(loss=f"{self.losses[self.count - 1]:.4g}", refresh=False)
@@ -2854,7 +2862,7 @@ class SegStudio:
                         scores = self.evaluate(self.net).compute()
                         names = ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_f1")
                         self.history.add(**{name: scores[name] for name in names})
-                        self._write_history()
+                        self.history.save(self.dl_studio)
 
             def _fraction_done(self):
                 if self.max_seconds:
@@ -2888,14 +2896,7 @@ class SegStudio:
                         f"clip_grad_norm=1.0, masks of 0/1, or another loss"
                     )
 
-            def _write_history(self):
-                path = self.dl_studio.run_dir / "losses.csv"
-                self.dl_studio.write_whole(path, self.history.write_csv)
-
             def _estimate_time(self):
-                if self.history.iterations == 3:  # the first two also pay for memory and caches
-                    self.third = self.history.seconds
-                    return
                 each = (self.history.seconds - self.third) / 10
                 left = (self.total - self.history.iterations) * each
                 self.dl_studio.log(
@@ -2922,7 +2923,7 @@ class SegStudio:
                 self.count, self.weighed = 0, {}
                 self.terms.clear()
                 with self._off_the_clock():
-                    self._write_history()
+                    self.history.save(self.dl_studio)
                     if self.on_report is not None:
                         self.on_report(self.history, self.net)
 
@@ -2975,10 +2976,10 @@ class SegStudio:
             loader, held_out_loader = self.train_dataloader, None
             if evaluate_every is not None:
                 loader, held_out_loader = self._hold_out(held_out)
-            checkpoint = self.TrainingCheckpoint(dls.run_dir / "checkpoint.pt", dls.write_whole)
             loop = self.TrainingLoop(
                 dls, net, criterion.to(dls.device), loader, self.TrainingHistory(loss_name),
-                checkpoint, bf16=self._use_bf16(precision), evaluate_every=evaluate_every,
+                self.TrainingCheckpoint(dls), bf16=self._use_bf16(precision),
+                evaluate_every=evaluate_every,
                 evaluate=functools.partial(self.score, dataloader=held_out_loader),
                 generator=self.generator if loader.generator is self.generator else None,
                 order_seed=self.order_seed, **options,
