@@ -2766,13 +2766,12 @@ class SegStudio:
                 self.order = torch.channels_last if self.channels_last else torch.contiguous_format
                 self.net.to(dls.device, memory_format=self.order)
                 if self.optimizer is None:
-                    self.optimizer = functools.partial(
-                        torch.optim.SGD, lr=dls.learning_rate, momentum=dls.momentum
-                    )
-                if not isinstance(self.optimizer, torch.optim.Optimizer):
+                    settings = {"lr": dls.learning_rate, "momentum": dls.momentum}
+                    self.optimizer = torch.optim.SGD(self.net.parameters(), **settings)
+                elif not isinstance(self.optimizer, torch.optim.Optimizer):
                     self.optimizer = self.optimizer(self.net.parameters())
-                names = ("net", "optimizer", "scheduler")
-                self.parts = {name: getattr(self, name) for name in names}  # of a checkpoint
+                names = ("net", "optimizer", "scheduler")  # what a checkpoint holds
+                self.parts = {name: getattr(self, name) for name in names}
                 self.binary = getattr(self.criterion, "binary_targets", False)
                 self.epochs_done = 0
                 self.total = None if self.max_seconds else dls.epochs * len(self.loader)
@@ -2831,7 +2830,9 @@ class SegStudio:
                 # A GPU is asked once in 50 iterations: every question makes it wait for the answer.
                 if self.losses.is_cpu or self.count % 50 == 0:
                     self._stop_unless_finite(self.count + 1)
-                if self.count + 1 == self.report_every and hasattr(self.criterion, "weigh_terms"):
+                done = self.history.iterations + 1
+                reported = self.count + 1 == self.report_every or done % len(self.loader) == 0
+                if reported and hasattr(self.criterion, "weigh_terms"):
                     weights = [p for p in self.net.parameters() if p.requires_grad]
                     self.weighed = self.criterion.weigh_terms(output, masks, weights)
                 self.optimizer.zero_grad()
