@@ -2731,8 +2731,7 @@ class SegStudio:
 
             A network learns by repeating five steps: predict, measure the loss, compute how each
             weight changed it (backward), and move every weight a little against that. The rest
-            of this class is bookkeeping around these steps: time, reports, checkpoints. The way in
-            is custom_run_code_for_training_for_semantic_segmentation, which makes its arguments.
+            is bookkeeping around these steps. custom_run_code_for_training... makes its arguments.
 
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  TrainingLoop
             """
