@@ -2359,12 +2359,14 @@ class SegStudio:
                         p = output.to(torch.promote_types(output.dtype, torch.float32))
                         m = mask.to(p.dtype)
                         if self.form == "pixelwise":
-                            return (1 - (2 * p * m + 1) / (p + m + 1)).mean()
+                            # addcmul is 2pm + 1 in one pass: a loss is bound by memory.
+                            above = torch.addcmul(p.new_ones(()), p, m, value=2)  # (N, C, H, W)
+                            return 1 - (above / (p + m + 1)).mean()
                         overlap = 2 * (p * m).sum(dim=(2, 3))  # (N, C)
                         if self.form == "squared":
-                            size = (p * p + m * m).sum(dim=(2, 3))  # (N, C)
+                            size = (p * p).sum(dim=(2, 3)) + (m * m).sum(dim=(2, 3))  # (N, C)
                             return (1 - overlap / (size + self.eps)).mean()
-                        size = (p + m).sum(dim=(2, 3))  # (N, C)
+                        size = p.sum(dim=(2, 3)) + m.sum(dim=(2, 3))  # (N, C)
                         return (1 - (overlap + self.smooth) / (size + self.smooth)).mean()
 
             def __init__(self, batch_size=None, dice_scale=200, base="mse", form="pixelwise"):
@@ -2447,7 +2449,7 @@ class SegStudio:
                     bce = nn.functional.binary_cross_entropy_with_logits(p, m)
                     q = torch.sigmoid(p)
                     overlap = 2 * (q * m).sum(dim=(2, 3))  # (N, C)
-                    size = (q + m).sum(dim=(2, 3))  # (N, C)
+                    size = q.sum(dim=(2, 3)) + m.sum(dim=(2, 3))  # (N, C)
                     dice = (1 - (overlap + self.smooth) / (size + self.smooth)).mean()
                     return {"bce": bce, "dice": self.dice_scale * dice}
 
