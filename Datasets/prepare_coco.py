@@ -88,12 +88,12 @@ def prepare(options):
         )
     try:
         manifest = preparer.write(images, options.out, workers=options.workers)
-        print(f"{sum(preparer.kept.values())} images and masks: {manifest.parent}")
     finally:
         print(selection.table(preparer.kept), flush=True)
         left_out = annotations.problems + selection.problems + preparer.problems
         for sentence in left_out + preparer.dropped:
             print(sentence, file=sys.stderr)
+    print(f"{sum(preparer.kept.values())} images and masks: {manifest.parent}")
     if left_out:
         print(f"{len(left_out)} records or files were left out (listed above).", file=sys.stderr)
     return 1 if left_out else 0
