@@ -1994,6 +1994,7 @@ class SegStudio:
                 )
                 for split, number in (("train", train_images), ("test", test_images))
             ]  # fmt: skip
+            dls.class_labels = servers[0].class_names  # those that the folder was prepared with
             self.load_Coco_dataset(*servers)
 
         # ==== §2 NETWORK: mUnet ==================================================================
