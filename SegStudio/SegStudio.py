@@ -2900,7 +2900,7 @@ class SegStudio:
                         f"the {self.history.loss_name} loss became {self.losses[bad[0]].item():g} "
                         f"at iteration {iteration} (outputs from {low:.4g} to {high:.4g}), so no "
                         f"model was saved: try a learning rate ten times smaller than {rate:g}, "
-                        f"clip_grad_norm=1.0, masks of 0/1, or another loss"
+                        f'clip_grad_norm=1.0, masks of 0/1, or another loss (dice_form="squared")'
                     )
 
             def _estimate_time(self):
