@@ -2420,9 +2420,12 @@ class SegStudio:
             gradient that is never flat where the answer is wrong; Dice judges the overlap, so a
             small star counts as much as a large rectangle. Both are of size 1: no scale to tune.
 
-            Formula: mean BCE(sigmoid(p), m) + dice_scale * mean over images and channels of
-            1 - (2 sum(qm) + 1)/(sum(q) + sum(m) + 1), q = sigmoid(p). From 0 to infinity; on an
-            empty channel both terms push q to 0.
+            Formula: mean BCE(sigmoid(p), m) + dice_scale * mean over channels of
+            1 - (2 sum(qm) + 1)/(sum(q) + sum(m) + 1), q = sigmoid(p), sums over the pixels of the
+            whole batch. From 0 to infinity; a channel that is empty in all images is pushed to 0.
+            batch_dice=False sums over each image instead and takes the mean over images too. Where
+            most channels of most images are empty, as in the shapes, all of these pull every
+            output to 0, and training stalls there for a long time.
 
             Shape: output (N, C, H, W) float logits, mask (N, C, H, W) of 0 and 1 -> scalar.
             Errors: ValueError for masks with other values (divide by the mask value, or compare
@@ -2434,10 +2437,11 @@ class SegStudio:
 
             binary_targets = True  # training hands over masks of 0 and 1; a pixel is set at p > 0
 
-            def __init__(self, batch_size=None, dice_scale=1.0, smooth=1.0):
+            def __init__(self, batch_size=None, dice_scale=1.0, smooth=1.0, *, batch_dice=True):
                 super().__init__()
                 self.batch_size = batch_size
                 self.dice_scale = dice_scale
+                self.dims = (0, 2, 3) if batch_dice else (2, 3)
                 self.smooth = smooth
 
             def terms(self, output, mask):
@@ -2453,8 +2457,8 @@ class SegStudio:
                     m = mask.to(p.dtype)
                     bce = nn.functional.binary_cross_entropy_with_logits(p, m)
                     q = torch.sigmoid(p)
-                    overlap = 2 * (q * m).sum(dim=(2, 3))  # (N, C)
-                    size = q.sum(dim=(2, 3)) + m.sum(dim=(2, 3))  # (N, C)
+                    overlap = 2 * (q * m).sum(dim=self.dims)  # (C,), or (N, C) for each image
+                    size = q.sum(dim=self.dims) + m.sum(dim=self.dims)
                     dice = (1 - (overlap + self.smooth) / (size + self.smooth)).mean()
                     return {"bce": bce, "dice": self.dice_scale * dice}
 

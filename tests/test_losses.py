@@ -75,6 +75,12 @@ def loop_bce_dice(output, mask):
     return bce + loop_planes(torch.sigmoid(output), mask, linear_dice)
 
 
+def loop_bce_batch_dice(output, mask):
+    """As loop_bce_dice, with the images of a batch laid side by side as one wide image."""
+    wide_output, wide_mask = (torch.cat(list(x), dim=2)[None] for x in (output, mask))
+    return loop_bce_dice(wide_output, wide_mask)
+
+
 def loop_first_channel(output, mask):
     """DLStudio's SegmentationLoss with the number of channels where it had the batch size."""
     total = 0.0
@@ -97,7 +103,8 @@ CASES = {
         Comb(dice_scale=100, base="mae", form="squared"),
         lambda o, m: loop_pixels(o, m, lambda p, q: abs(p - q)) + 100 * loop_dice(o, m, "squared"),
     ),
-    "bce+dice": (BCEDice(), loop_bce_dice),
+    "bce+dice": (BCEDice(batch_dice=False), loop_bce_dice),
+    "bce+batch dice": (BCEDice(), loop_bce_batch_dice),
     "dlstudio": (Segmentation.SegmentationLoss(), loop_first_channel),
 }  # fmt: skip
 
@@ -339,9 +346,11 @@ def test_dice_equals_monai():
 def test_bce_dice_equals_monai():
     monai = pytest.importorskip("monai.losses")
     logits, mask = outputs(scale=4.0) - 2, masks(binary=True)
-    dice = monai.DiceLoss(sigmoid=True, smooth_nr=1, smooth_dr=1)(logits, mask)
-    expected = nn.BCEWithLogitsLoss()(logits, mask) + 2 * dice
-    torch.testing.assert_close(BCEDice(dice_scale=2)(logits, mask), expected)
+    for batch_dice in (True, False):
+        dice = monai.DiceLoss(sigmoid=True, smooth_nr=1, smooth_dr=1, batch=batch_dice)
+        expected = nn.BCEWithLogitsLoss()(logits, mask) + 2 * dice(logits, mask)
+        ours = BCEDice(dice_scale=2, batch_dice=batch_dice)
+        torch.testing.assert_close(ours(logits, mask), expected)
 
 
 def test_dice_equals_segmentation_models_pytorch():
