@@ -110,7 +110,7 @@ CASES = {
 
 
 def data(name, **sizes):
-    binary = name == "bce+dice"
+    binary = name.startswith("bce")
     return outputs(**sizes, scale=2.0 if binary else 100.0), masks(**sizes, binary=binary)
 
 
