@@ -28,7 +28,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "ruff>=0.6"],
-        "docs": ["markdown>=3.6"],
+        "docs": ["mkdocs>=1.6"],
         "bench": [
             "DLStudio==2.3.6",
             "pymsgbox",

@@ -80,20 +80,20 @@ def prepare(options):
     preparer = Segmentation.CocoPreparer(
         selection, image_size=options.image_size, split=options.split
     )
-    print(selection.table(), flush=True)
-    if options.download:
+    if options.download:  # what is about to be fetched, before a long wait
+        print(selection.table(), flush=True)
         records = {a["image_id"]: annotations.images[a["image_id"]] for a, _ in selection.samples}
         images = downloader.fetch_images(
             records.values(), options.out / "downloads" / "images"
         )
     try:
         manifest = preparer.write(images, options.out, workers=options.workers)
-        print(selection.table(preparer.kept))
-        print(f"{sum(preparer.kept.values())} images and masks: {manifest.parent}")
     finally:
+        print(selection.table(preparer.kept), flush=True)
         left_out = annotations.problems + selection.problems + preparer.problems
         for sentence in left_out + preparer.dropped:
             print(sentence, file=sys.stderr)
+    print(f"{sum(preparer.kept.values())} images and masks: {manifest.parent}")
     if left_out:
         print(f"{len(left_out)} records or files were left out (listed above).", file=sys.stderr)
     return 1 if left_out else 0

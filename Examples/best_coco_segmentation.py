@@ -59,12 +59,11 @@ def main():
             "--seconds": {"type": float, "metavar": "N", "help": "for each; default 300, quick 30"},
             "--coco": {"metavar": "DIR", "help": "a folder that prepare_coco.py wrote"},
             "--image-size": {"type": int, "default": 64, "metavar": "N"},
-            "--classes": {"nargs": "+", "default": CLASSES, "metavar": "NAME"},
         },
     )
     seconds = flags.seconds or (30 if flags.quick else 300)
     size = [flags.image_size, flags.image_size]
-    settings = {"dataroot": "./data/", "image_size": size, "classes": tuple(flags.classes)}
+    settings = {"dataroot": "./data/", "image_size": size, "classes": CLASSES}
     settings = settings | {"use_gpu": True} | flags.settings
     best = SegStudio(**settings | {"batch_size": BATCH_SIZE})
     results = {}

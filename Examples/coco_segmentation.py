@@ -57,7 +57,6 @@ def main():
             "--loss": {"choices": LOSSES, "default": "mae"},
             "--coco": {"metavar": "DIR", "help": "a folder that prepare_coco.py wrote"},
             "--image-size": {"type": int, "default": 64, "metavar": "N"},
-            "--classes": {"nargs": "+", "default": CLASSES, "metavar": "NAME"},
         },
     )
     dls = SegStudio(
@@ -65,7 +64,7 @@ def main():
         momentum=MOMENTUM,
         learning_rate=LEARNING_RATE,
         batch_size=BATCH_SIZE,
-        classes=tuple(flags.classes),
+        classes=CLASSES,
         use_gpu=True,
         **({"dataroot": "./data/"} | flags.settings),
     )

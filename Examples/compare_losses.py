@@ -65,11 +65,13 @@ def draw(dls, runs):
             points += [(epochs[-1], run["metrics"][score])] if run["metrics"] and not points else []
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", label=run["name"], **style)
-            axes.set(xlabel="epoch", ylabel=SCORES[score], ylim=(0, None), title=SCORES[score])
     for name, axes in plots.items():
         axes.set(xlabel="epoch", ylabel=f"{name} loss, mean of an interval", title=name)
         axes.legend(fontsize="small")
+    for score, axes in score_plots.items():  # limits only now: they stay as they are when set
+        axes.set(xlabel="epoch", ylabel=SCORES[score], ylim=(0, None), title=SCORES[score])
     for axes in (*plots.values(), *score_plots.values()):
+        axes.set_xlim(0, None)
         axes.grid(alpha=0.3)
     lower.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return dls.save_figure(figure, "losses.png")
@@ -84,15 +86,12 @@ def main():
         losses = [row["loss"] for row in run["losses"]]
         scores = [(run["metrics"] or {}).get(name) for name in ("mean_iou", "mean_dice")]
         iou, dice = ("-" if score is None else f"{score:.3f}" for score in scores)
-        dls.log(
-            f"{run['name']:28}{run['loss']:20}{losses[0]:9.4g}{losses[-1]:9.4g}{iou:>15}{dice:>8}"
-        )
+        curve = f"{losses[0]:9.4g}{losses[-1]:9.4g}"
+        dls.log(f"{run['name']:28}{run['loss']:20}{curve}{iou:>15}{dice:>8}")
     unscored = [run["name"] for run in runs if not any("mean_iou" in row for row in run["rows"])]
     if unscored:
-        dls.log(
-            f"\nWithout scores by epoch (training's evaluate_every makes them), so with the test's "
-            f"score alone: {', '.join(unscored)}"
-        )
+        dls.log(f"\nNo scores by epoch, so the test's score alone: {', '.join(unscored)}")
+        dls.log("Training's evaluate_every=N writes scores by epoch.")
     dls.log(f"\nThe plots: {draw(dls, runs)}")
 
 

@@ -1,6 +1,6 @@
 """Five mistakes that raise no error, each as one figure and one measured sentence.
 
-    python Examples/pitfalls.py     # about a minute on a 2-core CPU; see doc/pitfalls.md"""
+python Examples/pitfalls.py     # about a minute on a 2-core CPU; see doc/pitfalls.md"""
 
 import torch
 

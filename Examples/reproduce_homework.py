@@ -36,14 +36,14 @@ def what_is_left(folder, schedule):
 
 
 def run_shapes(experiment, folder, flags):
-    """Train and test one of the experiments on PurdueShapes5MultiObject, or the rest of it."""
+    """Train and test on the shapes, or do the rest of it; the pixelwise Dice form diverges."""
     schedule = {"images": flags.train_images, "epochs": flags.epochs, "seed": flags.seed}
     left = what_is_left(folder, schedule | RECIPE)
     if left == "nothing":
         return "complete, or of a longer schedule, so it is kept"
-    old = [path for path in folder.glob("*") if path.name in RUN_FILES or path.suffix == ".png"]
-    for path in old if left == "all" else ():
-        path.unlink()
+    for path in folder.glob("*") if left == "all" else ():
+        if path.name in RUN_FILES or path.suffix == ".png":
+            path.unlink()
     dls = SegStudio(use_gpu=True, **flags.settings | RECIPE | {"run_name": folder.name})
     dls.log(f"\n==== {experiment.name}: {experiment.title}")
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
@@ -53,7 +53,7 @@ def run_shapes(experiment, folder, flags):
     if left != "test":
         segmenter.custom_run_code_for_training_for_semantic_segmentation(
             *(model, experiment.loss_type, experiment.dice_scale),
-            **{"report_every": 50 if flags.quick else 500, "resume": True},
+            **{"report_every": 50 if flags.quick else 500, "resume": True, "dice_form": "squared"},
             evaluate_every=len(segmenter.train_dataloader),
             held_out=Subset(segmenter.dataserver_test, range(200)),
         )

@@ -43,6 +43,7 @@ def main():
         model,
         "Combined",
         dice_scale=flags.dice_scale,
+        dice_form="squared",  # "pixelwise", the report's, has a pole: nan within 5 iterations
         report_every=50 if flags.quick else 500,
         # Scores after every epoch, for compare_losses.py. Nothing is chosen by them.
         evaluate_every=len(segmenter.train_dataloader),

@@ -1,12 +1,12 @@
 """The Dice loss: judge the overlap of the masks, not the value of every pixel (figures 3 and 4).
 
-Shows how smoothly the homework's Dice loss falls, and how little its masks gain by it: the form in
-the homework's report compares single pixels, so no overlap is summed. --form tries the other two
-definitions in use; Examples/pitfalls.py shows what goes wrong with each. An untrained channel of
-"linear" has no lower bound on these masks of 50 to 250, so expect it to fail.
+Shows how smoothly a Dice loss falls, and how little its masks gain by it. --form is one of the
+three definitions in use: "squared" (the handout's, and the default), "pixelwise" (the homework
+report's text: it sums no overlap, and its pole sends the loss below zero), "linear" (the
+libraries', for masks of 0 and 1). Examples/pitfalls.py shows what goes wrong with each.
 
-    python Examples/semantic_segmentation_dice.py --quick             # 3 minutes on a 2-core CPU
-    python Examples/semantic_segmentation_dice.py --form squared      # an hour there
+    python Examples/semantic_segmentation_dice.py --quick               # 3 minutes on 2 cores
+    python Examples/semantic_segmentation_dice.py --form pixelwise      # an hour there
 
 Expected mean IoU: see the README's tables.
 """
@@ -23,7 +23,7 @@ CLASSES = ("rectangle", "triangle", "disk", "oval", "star")
 
 
 def main():
-    forms = {"choices": ("pixelwise", "squared", "linear"), "default": "pixelwise"}
+    forms = {"choices": ("squared", "pixelwise", "linear"), "default": "squared"}
     flags = SegStudio.example_flags(__doc__, extra={"--form": forms})
     dls = SegStudio(
         image_size=[64, 64],

@@ -620,7 +620,7 @@ def test_sole_crowd_is_no_object(tmp_path):
     data["annotations"][0]["iscrowd"] = 1
     code, problems, out = spoil(tmp_path, data)
     assert (code, problems) == (0, [])
-    assert out.getvalue().splitlines()[1].split() == ["dog", "2", "1", "1", "1", "1", "-"]
+    assert out.getvalue().splitlines()[1].split() == ["dog", "2", "1", "1", "1", "1", "1"]
 
 
 def test_compressed_rle_of_every_kind_is_read_as_pycocotools_does():

@@ -9,6 +9,7 @@ import subprocess
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Segmentation, TinyShapes
@@ -353,6 +354,9 @@ def test_compare_losses_names_best_and_worst_case(runs, monkeypatch):
     assert curves == {
         "mse": "-", "combined_200 (worst case)": "--", "combined_300 (best case)": "-"
     }  # fmt: skip
+    iou = figures[0].subfigs[1].axes[0]
+    assert iou.get_ylim()[0] == 0
+    assert iou.get_ylim()[1] > max(np.max(line.get_ydata()) for line in iou.lines) == 0.3
 
 
 def test_compare_losses_without_runs_says_how_to_make_them(run_main, tmp_path):

@@ -107,7 +107,7 @@ def show_agreement(output, mask):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=100)
     rounds = parser.parse_args().rounds
     mask = next(iter(make_batches(1)))["mask_tensor"].float()
     output = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) * 100
