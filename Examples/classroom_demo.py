@@ -18,7 +18,7 @@ from PIL import Image
 
 from SegStudio.SegStudio import PALETTE, SegStudio
 
-DEPTH, WIDTH, BATCH_SIZE, LEARNING_RATE = 4, 32, 8, 2e-3
+DEPTH, WIDTH, BATCH_SIZE, LEARNING_RATE = 2, 32, 16, 3e-3
 COLORS = {"strided": PALETTE[1], "dense": PALETTE[0]}
 
 
@@ -28,7 +28,7 @@ class LiveView:
     def __init__(self, segmenter, seconds):
         self.segmenter, self.frames, self.last = segmenter, [], 0.0
         items = [segmenter.dataserver_test[k] for k in range(20)]
-        item = max(items, key=lambda item: (item["mask_tensor"].amax(dim=(1, 2)) > 0).sum())
+        item = max(items, key=lambda item: (item["mask_tensor"] > 0).sum())
         self.image, self.truth = item["image"], item["mask_tensor"] > 0
         self.figure = plt.figure(figsize=(9, 4.6), dpi=80, layout="constrained")
         rows = [["loss", "loss", "input", "truth"], ["loss", "loss", *COLORS]]
@@ -81,11 +81,11 @@ def main():
     for name in COLORS:
         dls.log(f"\nThe {name} network, for {seconds:g} seconds")
         torch.manual_seed(flags.seed)  # both start from the same weights
-        net = segmenter.mUnet(depth=DEPTH, width=WIDTH, upsampling=name)
+        net = segmenter.mUnet(depth=DEPTH, width=WIDTH, upsampling=name, input_scale=1 / 255)
         segmenter.custom_run_code_for_training_for_semantic_segmentation(
             net, "BCEDice", optimizer=functools.partial(torch.optim.AdamW, lr=LEARNING_RATE),
-            scheduler=lambda done: (1 + math.cos(math.pi * done)) / 2, max_seconds=seconds,
-            report_every=25, on_report=functools.partial(view.update, name),
+            scheduler=lambda done: min(done / 0.15, (1 + math.cos(math.pi * done)) / 2) + 0.01,
+            max_seconds=seconds, report_every=25, on_report=functools.partial(view.update, name),
         )  # fmt: skip
         scores[name] = segmenter.score(net)
     film = {"format": "GIF", "save_all": True, "append_images": view.frames[1:], "duration": 150}

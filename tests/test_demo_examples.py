@@ -1,5 +1,6 @@
 """The examples for class, run as a user runs them: what they print, draw, and leave behind."""
 
+import json
 import re
 from pathlib import Path
 
@@ -58,8 +59,10 @@ def test_classroom_demo_ends_with_a_film_and_both_tables(run_script, folder):
     assert len(re.findall(r"^\w+ .*\d\.\d{3} -> \d\.\d{3}", table, re.MULTILINE)) == 6
     with Image.open(run_dir / "live.gif") as film:
         assert film.n_frames >= 2  # at least the first report of each network
+    arguments = json.loads((run_dir / "settings.json").read_text())["network"]["arguments"]
+    assert arguments["upsampling"] == "dense"
     loaded = torch.load(run_dir / "model.pt", weights_only=True)
-    Segmentation.mUnet(depth=4, width=32, upsampling="dense").load_state_dict(loaded)
+    Segmentation.mUnet(**arguments).load_state_dict(loaded)
 
 
 def test_coco_exploding_mse_measures_every_case(run_script, tmp_path):
