@@ -63,7 +63,8 @@ class Pitfalls(SegStudio.SemanticSegmentation):
             batch = torch.cat((tests[:1], tests[4:] if k % 2 else tests[1:4]))
             preds.append(self.predict(net(batch))[0])
             panel.imshow(self.overlay(tests[0], preds[k]).permute(1, 2, 0))
-            panel.set(xticks=[], yticks=[], title=f"train({k >= 2}), companions {'AB'[k % 2]}")
+            mode = "train()" if k >= 2 else "eval()"
+            panel.set(xticks=[], yticks=[], title=f"{mode}, companions {'AB'[k % 2]}")
         changed = [(preds[k] ^ preds[k + 1]).sum().item() for k in (0, 2)]
         return "other companions change {} mask pixels in eval(), {} in train()".format(*changed)
 
