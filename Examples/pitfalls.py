@@ -55,16 +55,15 @@ class Pitfalls(SegStudio.SemanticSegmentation):
     def missing_eval(self, panels, images, masks):
         """Without eval(), BatchNorm lets the other images of a batch into each image's masks."""
         net, preds = self.mUnet(depth=2, width=32, upsampling="dense", input_scale=1 / 255), []
-        train = self.custom_run_code_for_training_for_semantic_segmentation
-        train(net, "BCEDice", optimizer=torch.optim.AdamW)
+        recipe = {"loss_type": "BCEDice", "optimizer": torch.optim.AdamW}
+        self.custom_run_code_for_training_for_semantic_segmentation(net, **recipe)
         tests = torch.stack([self.dataserver_test[k]["image"] for k in range(7)])
         for k, panel in enumerate(panels):  # train() last: a forward pass there changes the net
-            net.train(k >= 2)
             batch = torch.cat((tests[:1], tests[4:] if k % 2 else tests[1:4]))
-            preds.append(self.predict(net(batch))[0])
+            preds.append(self.predict(net.train(k >= 2)(batch))[0])
             panel.imshow(self.overlay(tests[0], preds[k]).permute(1, 2, 0))
-            mode = "train()" if k >= 2 else "eval()"
-            panel.set(xticks=[], yticks=[], title=f"{mode}, companions {'AB'[k % 2]}")
+            panel.set_title(f"{('eval', 'train')[k // 2]}(), companions {'AB'[k % 2]}")
+            panel.set_axis_off()
         changed = [(preds[k] ^ preds[k + 1]).sum().item() for k in (0, 2)]
         return "other companions change {} mask pixels in eval(), {} in train()".format(*changed)
 
