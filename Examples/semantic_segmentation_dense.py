@@ -8,7 +8,8 @@ both networks, trains both with the same recipe, and prints both score tables.
     python Examples/semantic_segmentation_dense.py --quick      # 4 minutes on a 2-core CPU
     python Examples/semantic_segmentation_dense.py              # an hour and a half there
 
---quick trains with the quick recipe of semantic_segmentation.py, the same for both. The folder of the run holds the dense network, its folder "strided" the other one.
+--quick trains with the quick recipe of semantic_segmentation.py, the same for both. The folder
+of the run holds the dense network, its folder "strided" the other one.
 Expected mean IoU: see the README's tables.
 """
 
