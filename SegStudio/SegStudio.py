@@ -3350,6 +3350,8 @@ class SegStudio:
 
         def _save_test_figure(self, batch, output, number):
             names, values = self._data_facts()
+            batch = {key: value[:8] for key, value in batch.items()}  # more are too small to see
+            output = output[:8]
             if len(values) != len(names):  # one channel for all classes: no picture of DLStudio's
                 return self.save_panel_figure(batch, output, f"test-batch-{number:03d}.png")
             grid = self.make_test_grid(
