@@ -55,6 +55,8 @@ def schedule(done):
 def main():
     flags = SegStudio.example_flags(
         __doc__,
+        quick=(10000, None),
+        full=(10000, None),
         extra={
             "--seconds": {"type": float, "metavar": "N", "help": "for each; default 300, quick 30"},
             "--coco": {"metavar": "DIR", "help": "a folder that prepare_coco.py wrote"},

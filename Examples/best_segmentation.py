@@ -60,7 +60,8 @@ def train(segmenter, seconds):
 def main():
     flags = SegStudio.example_flags(
         __doc__,
-        quick=(10000, 1),
+        quick=(10000, None),
+        full=(10000, None),
         extra={"--seconds": {"type": float, "metavar": "N", "help": "default 600, --quick 60"}},
     )
     dls = SegStudio(

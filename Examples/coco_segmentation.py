@@ -56,6 +56,7 @@ def main():
         extra={
             "--loss": {"choices": LOSSES, "default": "mae"},
             "--coco": {"metavar": "DIR", "help": "a folder that prepare_coco.py wrote"},
+            "--resume": {"action": "store_true", "help": "go on with the run of --run-name"},
             "--image-size": {"type": int, "default": 64, "metavar": "N"},
         },
     )
@@ -76,9 +77,12 @@ def main():
     model = segmenter.mUnet(skip_connections=True, depth=DEPTH, out_channels=1)
     loss_type, dice_scale = LOSSES[flags.loss]
     segmenter.custom_run_code_for_training_for_semantic_segmentation(
-        model, loss_type, dice_scale, dice_form="squared", report_every=25 if flags.quick else 100
+        *(model, loss_type, dice_scale),
+        dice_form="squared",  # the report's pixelwise form has no bound on masks of 0/255
+        report_every=25 if flags.quick else 100,
+        resume=flags.resume,
     )
-    segmenter.run_code_for_testing_semantic_segmentation(model)
+    segmenter.run_code_for_testing_semantic_segmentation(model, baselines=baselines)
 
     for index, items in pick_of_each_class(segmenter.dataserver_test, 4).items():
         if items:
@@ -86,8 +90,6 @@ def main():
             name = segmenter.dataserver_test.class_names[index]
             output = segmenter.output_of(model, batch["image"]).cpu()
             segmenter.save_panel_figure(batch, output, f"test-panel-{name}.png")
-    for name, scores in baselines.items():
-        dls.log(f"\nFor comparison, {name}:\n{scores}")
     dls.log(f"\nPictures and numbers: {dls.run_dir}")
     dls.log("Next: python Examples/best_coco_segmentation.py --quick  (what this data allows)")
 

@@ -25,7 +25,7 @@ def read_runs(flags):
     for name in flags.runs or sorted(path.parent.name for path in results.glob("*/losses.csv")):
         try:
             run = SegStudio.HomeworkReport.read_run(results / name)
-        except ValueError as error:
+        except (FileNotFoundError, ValueError) as error:
             if flags.runs:
                 raise
             print(f"Left out: {error}")

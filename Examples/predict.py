@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import skimage.measure
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from SegStudio import SegStudio
@@ -35,6 +35,15 @@ def find_images(names):
             yield path
         else:
             raise FileNotFoundError(f"no image or folder at {path.absolute()}")
+
+
+def read_image(file):
+    """The image in RGB, upright as its EXIF orientation asks, with 16 bits brought to 8."""
+    with Image.open(file) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):
+            image = Image.fromarray(np.uint8(np.asarray(image) >> 8))
+        return image.convert("RGB")
 
 
 def find_boxes(masks, names):
@@ -62,15 +71,13 @@ def main():
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
     net = segmenter.load_run(flags.model)
     names = segmenter.loaded_facts[0]
-    if len(segmenter.loaded_facts[1]) == 1:  # one channel for all classes: it finds, not names
-        names = ("object",)
+    names = names if len(segmenter.loaded_facts[1]) > 1 else ("object",)  # found, not named
     palette = [0, 0, 0] + [int(c[i : i + 2], 16) for c in PALETTE for i in (1, 3, 5)]
     predictions = {}
     for number, file in enumerate(files, start=1):
-        try:  # a photo is shown upright, as its EXIF orientation asks
-            with Image.open(file) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        try:
+            image = read_image(file)
+        except Exception as error:  # PIL's decoders raise nearly anything on a bad file
             dls.log(f"{file} is left out: {error}")
             continue
         masks = segmenter.predict_image(net, image)

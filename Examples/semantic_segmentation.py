@@ -14,6 +14,7 @@ network with AdamW on batches of 8; it prints that. Expected mean IoU: see the R
 import functools
 
 import torch
+from torch.utils.data import Subset
 
 from SegStudio import SegStudio
 
@@ -53,7 +54,13 @@ def main():
     parameters = list(model.parameters())
     dls.log(f"Learnable parameters: {sum(p.numel() for p in parameters):,} in {len(parameters)}")
     untrained = segmenter.score(model)
-    segmenter.run_code_for_training_for_semantic_segmentation(model, **recipe)
+    segmenter.run_code_for_training_for_semantic_segmentation(
+        model,
+        # Scores after every epoch, for compare_losses.py. Nothing is chosen by them.
+        evaluate_every=len(segmenter.train_dataloader),
+        held_out=Subset(segmenter.dataserver_test, range(200)),
+        **recipe,
+    )
     segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained)
     dls.log(f"\nPictures and numbers: {dls.run_dir}")
     dls.log("Next: python Examples/semantic_segmentation_dense.py --quick  (masks without holes)")

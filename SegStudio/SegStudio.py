@@ -1,4 +1,35 @@
-"""SegStudio: semantic segmentation, explained and runnable, in one module."""
+"""SegStudio: semantic segmentation, explained and runnable, in one module.
+
+Semantic segmentation asks of every pixel which class it belongs to. This module holds all that
+an experiment with it needs, in the order of a lecture; read it from top to bottom.
+
+SegStudio                                     the settings of a run, its device and its folder
+  SemanticSegmentation                        an experiment
+    §1 PurdueShapes5MultiObjectDataset        data: pictures of shapes; .generate draws them
+       CocoAnnotations, CocoSelection,        data: COCO, from annotations
+       CocoPreparer, CocoDownloader,            to small images with one mask each
+       CocoSyntheticSet                         (a stand-in where there is no COCO)
+       CocoSingleObjectDataset                  and to a training loop
+    §2 mUnet (SkipBlockDN, SkipBlockUP)       network
+    §3 SegmentationLossMSE, ...MAE, ...Dice,  losses
+       ...Comb, ...BCEDice, SegmentationLoss
+    §4 SegmentationScores, ConstantMask       scores, and answers that never look
+    §5 TrainingHistory, TrainingCheckpoint,   training:
+       TrainingLoop                             the one loop
+       run_code_for_training_for_semantic_segmentation, custom_run_code_...: the ways in
+    §6 run_code_for_testing_semantic_segmentation, score, load_run, predict_image
+    §7 make_test_grid, overlay, save_panel_figure, probe_output_coverage: figures
+  HomeworkReport                              the homework as one page
+
+Vocabulary: an *image* (3, H, W) holds values of 0 to 255. A *mask* (C, H, W) has one plane per
+class, 0 but for the class's mask value on its pixels. The *output* (C, H, W) is what the network
+says; a *pred* is the output made binary. A *loss* is better low, a *score* better high. Letters in
+shapes: N images in a batch, C channels, H rows, W columns.
+
+To copy a class into a file of your own: take this module's import lines, and the class's source
+moved to the left margin (`print(textwrap.dedent(inspect.getsource(cls)))`). Every data, network,
+loss and score class runs like that, and names nothing outside itself.
+"""
 
 import argparse
 import base64
@@ -229,6 +260,16 @@ class SegStudio:
                 ) from None
         return self._run_dir
 
+    def check_results_dir(self):
+        """Raise an OSError where the run could not be written; nothing is made yet."""
+        folder = Path(self.results_dir).expanduser().absolute()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise OSError(
+                f"the run cannot be written to {folder}: give another results_dir (--results-dir), "
+                f"or free that one"
+            )
+
     def log(self, text=""):
         """Print a line, and keep it in log.txt of the run's folder."""
         tqdm.write(text)  # print would tear the progress bar
@@ -320,7 +361,8 @@ class SegStudio:
 
         Args:
             description: the text of --help, an example's docstring.
-            quick, full: (training images, epochs) with and without --quick.
+            quick, full: (training images, epochs) with and without --quick; epochs is None where
+                an example trains for a time instead.
             extra: flags of this example alone, {"--name": keyword arguments of add_argument}.
 
         Returns: a namespace; epochs and train_images are filled in where the user gave none, and
@@ -339,7 +381,8 @@ class SegStudio:
             "--quick": {"action": "store_true", "help": "a small run, to see all of it work"},
             "--epochs": {
                 "type": number, "metavar": "N",
-                "help": f"default {full[1]}; with --quick {quick[1]}",
+                "help": f"default {full[1]}, with --quick {quick[1]}"
+                if full[1] else "not for this example, which trains for a time",
             },
             "--train-images": {
                 "type": number, "metavar": "N",
@@ -354,9 +397,11 @@ class SegStudio:
         for name, options in (shared | (extra or {})).items():
             parser.add_argument(name, **options)
         flags = parser.parse_args()
+        if full[1] is None and flags.epochs is not None:
+            parser.error("--epochs: this example trains for a time and not for epochs")
         images, epochs = quick if flags.quick else full
         flags.train_images = images if flags.train_images is None else flags.train_images
-        flags.epochs = epochs if flags.epochs is None else flags.epochs
+        flags.epochs = (epochs or 1) if flags.epochs is None else flags.epochs
         names = ("epochs", "seed", "results_dir", "run_name", "show")
         flags.settings = {name: getattr(flags, name) for name in names}
         if flags.dataroot is not None:
@@ -495,8 +540,8 @@ class SegStudio:
                             raise ValueError(f"bbox_map[{key}] is not up to 5 boxes of 4 numbers")
                         for i, box in enumerate(boxes):
                             record["box"][i, k] = [int(corner) for corner in box]
-                            if any(float(corner) != int(corner) for corner in box):
-                                raise ValueError(f"bbox_map[{key}] has a fraction in a box")
+                            if any(corner not in range(64) for corner in box):
+                                raise ValueError(f"bbox_map[{key}] has a corner that is no pixel")
                     return record
 
                 @staticmethod
@@ -876,15 +921,19 @@ class SegStudio:
             starts at once.
             """
             dls = self.dl_studio
-            sizes = [size for size in (2000, 10000) if size >= train_images] or [train_images]
+            dls.check_results_dir()
             servers = []
-            for part, size in (("train", sizes[0]), ("test", test_images)):
-                archive = f"PurdueShapes5MultiObject-{size}-{part}.gz"
+            wanted = {"train": (train_images, (2000, 10000)), "test": (test_images, (200, 1000))}
+            for part, (number, sizes) in wanted.items():
+                large = [size for size in sizes if size >= number] or [number]
+                names = [f"PurdueShapes5MultiObject-{size}-{part}.gz" for size in large]
+                at_hand = [n for n in names if Path(dls.dataroot, n).expanduser().exists()]
+                archive = (at_hand or names)[0]  # the smallest that is there, else a small new one
                 self.PurdueShapes5MultiObjectDataset.find_or_generate(dls.dataroot, archive)
                 servers.append(
                     self.PurdueShapes5MultiObjectDataset(
                         train_or_test=part, dl_studio=dls, segmenter=self, dataset_file=archive,
-                        num_images=train_images if part == "train" else None,
+                        num_images=number,
                     )
                 )  # fmt: skip
             self.load_PurdueShapes5MultiObject_dataset(*servers)
@@ -1815,7 +1864,7 @@ class SegStudio:
                         f"num_images is {num_images!r}; it must be 1 or more, or None."
                     )
                 self.train_or_test, self.mask_value = train_or_test, mask_value
-                self.folder = Path(dl_studio.dataroot, dataset_dir)
+                self.folder = Path(dl_studio.dataroot, dataset_dir).expanduser()
                 content = self._read_manifest()
                 options, self.samples = self.manifest["options"], self.manifest["samples"]
                 if options["split"] != train_or_test:
@@ -1862,7 +1911,7 @@ class SegStudio:
 
             def _find_cache(self, name):
                 """A cache file that is there and whole, else a new one."""
-                home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+                home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
                 files = (self.folder / name, home / "SegStudio" / name)
                 for file in files:
                     if file.is_file() and self._is_whole(file):
@@ -1970,15 +2019,14 @@ class SegStudio:
             once, which is said: scores on it are not scores on COCO.
             """
             dls = self.dl_studio
+            dls.check_results_dir()
             side = dls.image_size[0]
             if folder is None:
+                dls.log("No COCO folder was given: this is a SYNTHETIC set in COCO's format")
                 folder = Path(dls.dataroot).expanduser() / f"synthetic-coco-{side}"
                 for split, number in (("train", 480), ("test", 120)):
                     if not (folder / split / "manifest.json").is_file():
-                        dls.log(
-                            f"No COCO folder was given: drawing a SYNTHETIC {split} set of "
-                            f"{number} images in COCO's format in {folder}"
-                        )
+                        dls.log(f"Drawing {number} synthetic {split} images in {folder}")
                         source = Path(dls.dataroot).expanduser() / "synthetic-coco"
                         annotations = self.CocoSyntheticSet().write(source, split, number)
                         selection = self.CocoSelection(
@@ -2543,7 +2591,7 @@ class SegStudio:
                     pred_edge & near_mask, pred_edge, mask_edge & near_pred, mask_edge,
                 )  # fmt: skip
                 counts = torch.stack([p.sum(dim=(2, 3)) for p in planes], dim=-1)  # (N, C, 9)
-                counts = counts.double().cpu()
+                counts = counts.cpu().double()  # Apple's MPS has no float64
                 union = counts[..., 1] + counts[..., 2] - counts[..., 0]  # (N, C)
                 seen = (union > 0).double()
                 iou = counts[..., 0] / union.clamp(min=1)
@@ -2730,11 +2778,18 @@ class SegStudio:
                 """Bring `parts` to the state of the file; returns the facts, or None: no file."""
                 if not self.path.exists():
                     return None
-                state = torch.load(self.path, map_location=device, weights_only=True)
-                for name in state.keys() & parts.keys():
-                    parts[name].load_state_dict(state[name])
-                torch.set_rng_state(state["random"].cpu())
-                return state["facts"]
+                try:
+                    state = torch.load(self.path, map_location=device, weights_only=True)
+                    for name in state.keys() & parts.keys():
+                        parts[name].load_state_dict(state[name])
+                    torch.set_rng_state(state["random"].cpu())
+                    return state["facts"]
+                except Exception as error:  # torch.load raises nearly anything on a bad file
+                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                    raise ValueError(
+                        f"{self.path.absolute()} is not a checkpoint of this network and optimizer "
+                        f"({reason}): remove it to start again"
+                    ) from None
 
         @dataclass
         class TrainingLoop:
@@ -2742,8 +2797,7 @@ class SegStudio:
 
             A network learns by repeating five steps: predict, measure the loss, compute how each
             weight changed it (backward), and move every weight a little against that. The rest
-            is bookkeeping around these steps. custom_run_code_for_training... makes its arguments.
-
+            is bookkeeping. custom_run_code_for_training... makes the arguments.
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  TrainingLoop
             """
 
@@ -2780,8 +2834,7 @@ class SegStudio:
                     self.optimizer = torch.optim.SGD(self.net.parameters(), **settings)
                 elif not isinstance(self.optimizer, torch.optim.Optimizer):
                     self.optimizer = self.optimizer(self.net.parameters())
-                names = ("net", "optimizer", "scheduler")  # what a checkpoint holds
-                self.parts = {name: getattr(self, name) for name in names}
+                self.parts = {k: vars(self).get(k) for k in ("net", "optimizer", "scheduler")}
                 self.binary = getattr(self.criterion, "binary_targets", False)
                 self.epochs_done = 0
                 self.total = None if self.max_seconds else dls.epochs * len(self.loader)
@@ -2792,6 +2845,7 @@ class SegStudio:
             def run(self):
                 """Train to the end of the last epoch, or of the time; returns the history."""
                 self.clock = time.perf_counter() - self.history.seconds
+                self.first = self.history.iterations  # not 0 after a resume
                 self.net.train()
                 self._set_learning_rate()
                 with tqdm(
@@ -2799,8 +2853,9 @@ class SegStudio:
                     dynamic_ncols=True, unit="iteration", leave=False,
                 ) as bar:  # fmt: skip
                     while self._fraction_done() < 1:
-                        if self.generator is not None:  # the same order of images after a resume
-                            self.generator.manual_seed(self.order_seed + self.epochs_done)
+                        if self.generator is not None:  # a resumed run has the same order
+                            seed = 1_000_003 * self.order_seed + self.epochs_done
+                            self.generator.manual_seed(seed)
                         for batch in self.loader:
                             self._iterate(batch)
                             bar.update()
@@ -2860,11 +2915,11 @@ class SegStudio:
                 if hasattr(self.scheduler, "step"):
                     self.scheduler.step()
                 self._set_learning_rate()
-                if self.history.iterations == 3:  # the first ones also pay for memory and caches
-                    self.third = self.history.seconds
-                if self.history.iterations == 13 and self.total is not None:
+                if (done_here := self.history.iterations - self.first) == 3:
+                    self.third = self.history.seconds  # the first ones also pay for caches
+                if done_here == 13 and self.total is not None:
                     self._estimate_time()
-                if self.losses.is_cpu:  # elsewhere, reading the loss would stall the GPU
+                if self.losses.is_cpu or self.count % 50 == 1:  # a GPU waits to be read
                     bar.set_postfix(loss=f"{self.losses[self.count - 1]:.4g}", refresh=False)
                 if self.count == self.report_every:
                     self._report()
@@ -2912,7 +2967,7 @@ class SegStudio:
                 left = (self.total - self.history.iterations) * each
                 self.dl_studio.log(
                     f"Training takes about {left / 60:.1f} more minutes: {self.total} iterations "
-                    f"of {1000 * each:.0f} ms (measured on iterations 4-13)"
+                    f"of {1000 * each:.0f} ms (measured on ten of them)"
                 )
 
             def _report(self):
@@ -3012,11 +3067,13 @@ class SegStudio:
             self.binary_targets = loop.binary
             if resume:
                 loop.resume()
-            self._write_settings(loop)
+            if not (dls.run_dir / "model.pt").exists():  # else they describe that older model
+                self._write_settings(loop)
             dls.log(f"Training on {self._name_device()} with the {loop.history.loss_name} loss")
             loop.run()
             dls.log("\nFinished Training\n")
             self.save_model(loop.net)
+            self._write_settings(loop)
             self._save_loss_figure(loop.history)
             loop.checkpoint.path.unlink(missing_ok=True)
             return loop.history
@@ -3107,6 +3164,19 @@ class SegStudio:
                     },
                     "training": {
                         "loss": loop.history.loss_name,
+                        "loss_options": {
+                            name: value
+                            for module in loop.criterion.modules()
+                            for name, value in vars(module).items()
+                            if isinstance(value, (str, int, float, tuple)) and name[0] != "_"
+                        },
+                        "options": {
+                            name: repr(getattr(loop, name))
+                            for name in (
+                                "scheduler", "augment", "clip_grad_norm", "channels_last",
+                                "evaluate_every", "report_every",
+                            )
+                        },
                         "optimizer": type(optimizer).__name__,
                         "optimizer_settings": {
                             k: v for k, v in optimizer.param_groups[0].items() if k != "params"
@@ -3120,6 +3190,7 @@ class SegStudio:
                     "data": {
                         "class_names": self._data_facts()[0],
                         "mask_values": self._data_facts()[1],
+                        "source": self._data_source(),
                     },
                     "machine": {
                         "platform": platform.platform(),
@@ -3142,6 +3213,15 @@ class SegStudio:
                 self.dl_studio.write_whole(path, lambda part: torch.save(model.state_dict(), part))
 
         # ==== §6 TESTING =========================================================================
+
+        def _data_source(self):
+            """Where the training images come from, in words: drawn ones are called so."""
+            dataset = self.train_dataloader.dataset
+            while isinstance(dataset, torch.utils.data.Subset):
+                dataset = dataset.dataset
+            if getattr(dataset, "generated", False):
+                return "generated by SegStudio, not the original"
+            return getattr(dataset, "manifest", {}).get("description", type(dataset).__name__)
 
         def _data_facts(self):
             """(class names, value of a set mask pixel per channel) of the data at hand."""
@@ -3270,7 +3350,9 @@ class SegStudio:
             nearest = v2.InterpolationMode.NEAREST
             return v2.functional.resize(masks, list(pixels.shape[1:]), interpolation=nearest)
 
-        def run_code_for_testing_semantic_segmentation(self, net, *, before=None, show_every=50):
+        def run_code_for_testing_semantic_segmentation(
+            self, net, *, before=None, baselines=None, show_every=50
+        ):
             """Load the saved network, score every test image, and draw what it does.
 
             Prints the score table, and writes metrics.json, a picture of every `show_every`-th test
@@ -3279,6 +3361,7 @@ class SegStudio:
             Args:
                 before: SegmentationScores of another network on the same images (the untrained
                     one, say) for the table.
+                baselines: {name: SegmentationScores}, printed and kept beside the network's.
 
             Returns: SegmentationScores.
 
@@ -3306,6 +3389,9 @@ class SegStudio:
             metrics = scores.compute()
             if before is not None:
                 metrics["before"] = before.compute()
+            for name, baseline in (baselines or {}).items():
+                dls.log(f"\nFor comparison, {name}:\n{baseline}")
+                metrics.setdefault("baselines", {})[name] = baseline.compute()
             dls.write_json("metrics.json", metrics)
             if worst:
                 self._save_worst_figure(worst)
