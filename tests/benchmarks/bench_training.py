@@ -68,26 +68,21 @@ def segstudio_iterations(batches, folder, upsampling="strided", **options):
     torch.manual_seed(0)
     dls = SegStudio(learning_rate=1e-5, results_dir=folder, run_name="bench", epochs=10**6)
     segmentation = SegStudio.SemanticSegmentation
-    net = segmentation.mUnet(True, 16, upsampling=upsampling)
-    channels_last = options.pop("channels_last", False)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    net.to(memory_format=memory_format)
 
     class Bar:
         def set_postfix(self, **_):
             pass
 
     loop = segmentation.TrainingLoop(
-        dls, net, segmentation.SegmentationLossMSE(), list(batches),
+        dls,
+        segmentation.mUnet(True, 16, upsampling=upsampling),
+        segmentation.SegmentationLossMSE(),
+        list(batches),
         segmentation.TrainingHistory("MSE"),
-        **{
-            "optimizer": torch.optim.SGD(net.parameters(), lr=1e-5, momentum=0.9),
-            "scheduler": None, "bf16": False, "evaluate_every": None, "report_every": 10**5,
-            "augment": None, "max_seconds": None, "clip_grad_norm": None, "on_report": None,
-            "memory_format": memory_format, "generator": None, "order_seed": 0, "evaluate": None,
-            **options,
-        },
-    )  # fmt: skip
+        checkpoint=None,
+        report_every=10**5,
+        **options,
+    )
     loop._estimate_time = lambda: None
     loop.clock = time.perf_counter()
     while True:
