@@ -1,9 +1,8 @@
 """The whole homework by one command, and one page that shows all of it by figure number.
 
-Runs the experiments of the homework (all, or those of --only), each in a folder of its own in the
-results folder. What is finished with the same schedule is skipped; what was interrupted goes on
-after its last whole epoch; a longer run is never replaced by a shorter one (remove its folder to
-repeat it). The page, runs/report/index.html, holds its pictures itself: mail it, or print it.
+Runs the experiments of the homework, each in a fixed folder of runs/. What is finished is skipped,
+what was interrupted goes on after its last whole epoch, a longer run is kept. The page,
+runs/report/index.html, holds its pictures itself: mail it, or print it.
 
     python Examples/reproduce_homework.py --quick         # 2 CPU cores: 2 minutes an experiment
     python Examples/reproduce_homework.py --only mse,dice # the homework's schedule: an hour each
@@ -18,6 +17,7 @@ from torch.utils.data import Subset
 from SegStudio import SegStudio
 
 RECIPE = {"batch_size": 4, "learning_rate": 1e-4, "momentum": 0.9}
+COCO_SCRIPT = str(Path(__file__).with_name("coco_segmentation.py"))
 RUN_FILES = ("settings.json", "losses.csv", "metrics.json", "log.txt", "model.pt", "checkpoint.pt")
 
 
@@ -29,18 +29,14 @@ def what_is_left(folder, schedule):
         return "all"
     there = {name: (run["settings"] | run["training"]).get(name) for name in schedule}
     if there != schedule:
-        mine, other = (facts["images"] * facts["epochs"] for facts in (schedule, there))
+        mine, other = (facts.get("images", 1) * facts["epochs"] for facts in (schedule, there))
         return "nothing" if other > mine else "all"
     steps = {"checkpoint.pt": "rest", "metrics.json": "nothing", "model.pt": "test"}
     return next((step for name, step in steps.items() if (folder / name).exists()), "all")
 
 
-def run_shapes(experiment, folder, flags):
+def run_shapes(experiment, folder, flags, left):
     """Train and test on the shapes, or do the rest of it; the pixelwise Dice form diverges."""
-    schedule = {"images": flags.train_images, "epochs": flags.epochs, "seed": flags.seed}
-    left = what_is_left(folder, schedule | RECIPE)
-    if left == "nothing":
-        return "complete, or of a longer schedule, so it is kept"
     for path in folder.glob("*") if left == "all" else ():
         if path.name in RUN_FILES or path.suffix == ".png":
             path.unlink()
@@ -57,24 +53,19 @@ def run_shapes(experiment, folder, flags):
             evaluate_every=len(segmenter.train_dataloader),
             held_out=Subset(segmenter.dataserver_test, range(200)),
         )
-    every = -(-len(segmenter.test_dataloader) // 4)  # four test batches are shown
-    segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained, show_every=every)
-    return "done"
+    shown = {"before": untrained, "show_every": -(-len(segmenter.test_dataloader) // 4)}
+    segmenter.run_code_for_testing_semantic_segmentation(model, **shown)  # four test batches
 
 
-def run_coco(experiment, folder, flags):
+def run_coco(experiment, folder, flags, left):
     """The COCO experiments have a script of their own, which also finds or draws their data."""
-    command = [Path(__file__).with_name("coco_segmentation.py"), "--run-name", folder.name]
-    command += ["--loss", experiment.name.removeprefix("coco-")]
-    command += ["--results-dir", flags.results_dir, "--seed", flags.seed, "--epochs", flags.epochs]
-    command += (["--coco", flags.coco] if flags.coco else []) + ["--quick"] * flags.quick
-    command = [str(word) for word in command]
-    done = (folder / "metrics.json").exists() and SegStudio.HomeworkReport.read_run(folder)
-    if done and done["command"][1:] == command[1:]:
-        return "complete, so it is kept"
-    if subprocess.run([sys.executable, *command]).returncode:
+    words = vars(flags) | {"loss": experiment.name.removeprefix("coco-"), "run_name": folder.name}
+    names = ("loss", "run_name", "results_dir", "seed", "epochs", "coco", "dataroot")
+    command = [f"--{n.replace('_', '-')}={words[n]}" for n in names if words[n] is not None]
+    switches = {"quick": flags.quick, "show": flags.show, "resume": left == "rest"}
+    command += [f"--{name}" for name, on in switches.items() if on]
+    if subprocess.run([sys.executable, COCO_SCRIPT, *command]).returncode:
         raise ValueError(f"{experiment.name} did not finish: see the lines above")
-    return "done"
 
 
 def main():
@@ -88,11 +79,21 @@ def main():
         raise ValueError(f"--only has no experiment {min(unknown)!r}; it has {', '.join(known)}")
     if flags.run_name:
         raise ValueError("each experiment has a fixed folder: use --results-dir, not --run-name")
+    failed = []
     for experiment in map(known.get, names):
-        run = run_coco if experiment.name.startswith("coco") else run_shapes
+        schedule, run = {"epochs": flags.epochs, "seed": flags.seed}, run_coco
+        if not experiment.name.startswith("coco"):
+            schedule, run = schedule | RECIPE | {"images": flags.train_images}, run_shapes
         folder = report.folder(experiment)
-        print(f"{folder}: {run(experiment, folder, flags)}")
-        page = report.write()  # after each, so that an interruption leaves what is done
+        try:
+            if (left := what_is_left(folder, schedule)) != "nothing":
+                run(experiment, folder, flags, left)
+            print(f"{folder}: complete")
+            page = report.write()  # after each, so that an interruption leaves what is done
+        except (ArithmeticError, OSError, ValueError) as error:
+            failed.append(f"{experiment.name}: {error}")
+    if failed:
+        raise ValueError("; ".join(failed))
     print(f"\nThe report: {page}\nNext: python Examples/compare_losses.py")
 
 
