@@ -41,7 +41,6 @@ def run_shapes(experiment, folder, flags, left):
         if path.name in RUN_FILES or path.suffix == ".png":
             path.unlink()
     dls = SegStudio(use_gpu=True, **flags.settings | RECIPE | {"run_name": folder.name})
-    dls.log(f"\n==== {experiment.name}: {experiment.title}")
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
     segmenter.load_shapes(flags.train_images, test_images=200 if flags.quick else 1000)
     model = segmenter.mUnet(skip_connections=True, depth=16)

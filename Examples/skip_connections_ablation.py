@@ -66,6 +66,7 @@ def main():
         f"{'seconds':>10}\n" + "\n".join(lines)
     )
     main_dls.log(f"\nPictures and numbers: {main_dls.run_dir}")
+    main_dls.log("Next: python Examples/semantic_segmentation_dense.py --quick")
 
 
 def first_gradient(segmenter, model):

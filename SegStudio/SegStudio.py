@@ -925,15 +925,17 @@ class SegStudio:
             servers = []
             wanted = {"train": (train_images, (2000, 10000)), "test": (test_images, (200, 1000))}
             for part, (number, sizes) in wanted.items():
-                large = [size for size in sizes if size >= number] or [number]
-                names = [f"PurdueShapes5MultiObject-{size}-{part}.gz" for size in large]
+                names = {
+                    f"PurdueShapes5MultiObject-{size}-{part}.gz": size
+                    for size in [size for size in sizes if size >= number] or [number]
+                }
                 at_hand = [n for n in names if Path(dls.dataroot, n).expanduser().exists()]
-                archive = (at_hand or names)[0]  # the smallest that is there, else a small new one
+                archive = [*at_hand, *names][0]  # the smallest that is there, else a small new one
                 self.PurdueShapes5MultiObjectDataset.find_or_generate(dls.dataroot, archive)
                 servers.append(
                     self.PurdueShapes5MultiObjectDataset(
                         train_or_test=part, dl_studio=dls, segmenter=self, dataset_file=archive,
-                        num_images=number,
+                        num_images=number if part == "train" or names[archive] > number else None,
                     )
                 )  # fmt: skip
             self.load_PurdueShapes5MultiObject_dataset(*servers)
