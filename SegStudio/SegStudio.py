@@ -2075,9 +2075,8 @@ class SegStudio:
             class SkipBlockDN(nn.Module):
                 """Two 3x3 convolutions and a shortcut around them, for the left arm of the "U".
 
-                The shortcut lets gradients reach the early layers of a deep arm undiminished.
-                A block that changes the number of channels has one convolution at work; the
-                second exists in DLStudio's state dict, so it is kept here.
+                The shortcut lets gradients reach the early layers of a deep arm undiminished. The
+                second convolution rests where the number of channels changes, as in DLStudio.
 
                 Shape: (N, in_ch, H, W) -> (N, out_ch, H, W), or (N, out_ch, H/2, W/2) with
                 downsample; out_ch is in_ch or 2 * in_ch.
@@ -2135,26 +2134,29 @@ class SegStudio:
                     self.convoT2 = nn.ConvTranspose2d(in_ch, out_ch, 3, padding=1)
                     self.bn1 = nn.BatchNorm2d(out_ch)
                     self.bn2 = nn.BatchNorm2d(out_ch)
-                    if upsample and self.dense:
-                        self.upsampler = nn.ConvTranspose2d(in_ch, out_ch, 1)
-                    elif upsample:
-                        self.upsampler = nn.ConvTranspose2d(
-                            in_ch, out_ch, 1, stride=2, dilation=2, output_padding=1, padding=0
-                        )
+                    if upsample:
+                        gaps = {} if self.dense else {"stride": 2, "output_padding": 1}
+                        self.upsampler = nn.ConvTranspose2d(in_ch, out_ch, 1, **gaps)
+
+                def convolve(self, layer, x):
+                    if not self.dense:
+                        return layer(x)
+                    # With stride 1 a convolution with the kernel turned is the same, and faster.
+                    weight = layer.weight.flip(2, 3).transpose(0, 1)
+                    return nn.functional.conv2d(x, weight, layer.bias, padding=1)
 
                 def resize(self, x):
                     x = self.upsampler(x)  # strided: (N, out_ch, 2H, 2W), 3 pixels in 4 the bias
                     if self.dense:
-                        # Nearest-neighbour copies commute with a 1x1 convolution: the same
-                        # result as upsampling first, at a quarter of the arithmetic.
+                        # Copying pixels after a 1x1 convolution, not before, costs a quarter.
                         x = nn.functional.interpolate(x, scale_factor=2.0)  # (N, out_ch, 2H, 2W)
                     return x
 
                 def forward(self, x):
                     identity = x
-                    out = torch.relu(self.bn1(self.convoT1(x)))  # (N, out_ch, H, W)
+                    out = torch.relu(self.bn1(self.convolve(self.convoT1, x)))  # (N, out_ch, H, W)
                     if self.in_ch == self.out_ch:
-                        out = torch.relu(self.bn2(self.convoT2(out)))
+                        out = torch.relu(self.bn2(self.convolve(self.convoT2, out)))
                     if self.upsample:
                         out = self.resize(out)  # (N, out_ch, 2H, 2W)
                         identity = self.resize(identity)
@@ -2186,9 +2188,8 @@ class SegStudio:
                 low, high = width, 2 * width
 
                 down = functools.partial(self.SkipBlockDN, skip_connections=skip_connections)
-                up = functools.partial(
-                    self.SkipBlockUP, skip_connections=skip_connections, upsampling=upsampling
-                )
+                up = functools.partial(self.SkipBlockUP, skip_connections=skip_connections)
+                up = functools.partial(up, upsampling=upsampling)
                 # The names carry DLStudio's widths, 64 and 128, whatever `width` is.
                 self.conv_in = nn.Conv2d(3, low, 3, padding=1)
                 self.bn1DN = nn.BatchNorm2d(low)
@@ -2224,8 +2225,7 @@ class SegStudio:
                         x = block(x)
                     return x
 
-                def hand_across(saved, x):
-                    # Overwriting, not adding: half of the channels carry edges, half carry names.
+                def hand_across(saved, x):  # half of the channels carry edges, half carry names
                     return torch.cat((saved, x[:, saved.shape[1] :]), dim=1)
 
                 x = self.conv_in(x * self.input_scale)  # (N, 64, 64, 64)
