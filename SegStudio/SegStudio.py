@@ -2135,14 +2135,14 @@ class SegStudio:
                     self.bn1 = nn.BatchNorm2d(out_ch)
                     self.bn2 = nn.BatchNorm2d(out_ch)
                     if upsample:
-                        gaps = {} if self.dense else {"stride": 2, "output_padding": 1}
+                        gaps = {"stride": 2, "dilation": 2, "output_padding": 1}
+                        gaps = {} if self.dense else gaps
                         self.upsampler = nn.ConvTranspose2d(in_ch, out_ch, 1, **gaps)
 
                 def convolve(self, layer, x):
                     if not self.dense:
                         return layer(x)
-                    # With stride 1 a convolution with the kernel turned is the same, and faster.
-                    weight = layer.weight.flip(2, 3).transpose(0, 1)
+                    weight = layer.weight.flip(2, 3).transpose(0, 1)  # the same at stride 1, faster
                     return nn.functional.conv2d(x, weight, layer.bias, padding=1)
 
                 def resize(self, x):
