@@ -54,11 +54,7 @@ class LiveView:
             return
         self.last = history.seconds
         self.curves[name].set_data([row["seconds"] for row in history.rows], history.losses)
-        net.eval()
-        with torch.no_grad():
-            output = net(self.image[None].to(self.segmenter.dl_studio.device))
-        net.train()
-        pred = self.segmenter.predict(output).cpu()
+        pred = self.segmenter.predict(self.segmenter.output_of(net, self.image[None])).cpu()
         scores = self.segmenter.SegmentationScores(self.segmenter.dl_studio.class_labels)
         iou = scores.update(pred, self.truth[None]).item()
         self.draw(name, self.segmenter.overlay(self.image, pred[0]), f"{name}, IoU {iou:.2f}")
@@ -72,7 +68,7 @@ class LiveView:
 
 def main():
     extra = {"--seconds": {"type": float, "help": "for each network; default 60, --quick 20"}}
-    flags = SegStudio.example_flags(__doc__, quick=(600, 1), full=(2000, 1), extra=extra)
+    flags = SegStudio.example_flags(__doc__, quick=(600, None), full=(2000, None), extra=extra)
     seconds = flags.seconds or (20 if flags.quick else 60)
     dls = SegStudio(batch_size=BATCH_SIZE, **flags.settings)
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
@@ -91,6 +87,8 @@ def main():
     film = {"format": "GIF", "save_all": True, "append_images": view.frames[1:], "duration": 150}
     dls.write_whole(dls.run_dir / "live.gif", lambda part: view.frames[0].save(part, **film))
     table = scores["dense"].table(before=scores["strided"])
+    both = scores["dense"].compute() | {"before": scores["strided"].compute()}
+    dls.write_json("metrics.json", both)
     dls.log(f"Test scores, strided -> dense:\n{table}\nThe film: {dls.run_dir / 'live.gif'}")
     if view.has_window:
         plt.show()

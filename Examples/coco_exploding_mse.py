@@ -4,7 +4,7 @@ Trains mUnet with one output channel by the homework's SGD (1e-4, momentum 0.9),
 on masks of 0/255 and 0/1, with and without clipping the gradient, from three initializations each;
 a fifth column scales the images to 0..1. Depth is 4, which diverges like 16 in a third of the time.
 
-    python Examples/coco_exploding_mse.py               # about a minute on a 2-core CPU
+    python Examples/coco_exploding_mse.py               # about two minutes on a 2-core CPU
     python Examples/coco_exploding_mse.py --coco data/coco-64
 
 --coco is a folder that Datasets/prepare_coco.py wrote. Without it a synthetic set in COCO's format
