@@ -3594,10 +3594,8 @@ class SegStudio:
         `experiments` is the one table of what the homework ran. The folder of an experiment is
         its name with _ for -; one that is missing or damaged becomes a sentence on the page.
 
-        Errors: FileNotFoundError where results_dir holds none of the homework's runs; from
-        read_run also ValueError for a damaged folder; OSError where the page cannot be written.
-
-        Class Path:   SegStudio  ->  HomeworkReport
+        Errors: FileNotFoundError where results_dir holds none of the homework's runs; ValueError
+        for a damaged one (read_run). Class Path:   SegStudio  ->  HomeworkReport
         """
 
         Experiment = namedtuple("Experiment", "name first_figure title loss_type dice_scale saw")
@@ -3713,6 +3711,8 @@ class SegStudio:
             share = training["images"] * settings["epochs"] / full
             short = f'<b class="short">short schedule: {share:.1%} of the homework\'s</b>'
             label = "the homework's schedule" if share > 0.95 else short
+            if "SYNTHETIC" in str(run.get("data", {}).get("source")):
+                label += ' <b class="short">synthetic set, not COCO</b>'
             epochs = []
             for epoch, rows in itertools.groupby(run["losses"], lambda row: row["epoch"]):
                 values = [f"{row['loss']:.4g}" for row in rows]
