@@ -27,7 +27,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.6"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
         "docs": ["mkdocs>=1.6"],
         "bench": [
             "DLStudio==2.3.6",

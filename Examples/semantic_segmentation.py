@@ -54,11 +54,12 @@ def main():
     parameters = list(model.parameters())
     dls.log(f"Learnable parameters: {sum(p.numel() for p in parameters):,} in {len(parameters)}")
     untrained = segmenter.score(model)
+    test_images = segmenter.dataserver_test
     segmenter.run_code_for_training_for_semantic_segmentation(
         model,
         # Scores after every epoch, for compare_losses.py. Nothing is chosen by them.
         evaluate_every=len(segmenter.train_dataloader),
-        held_out=Subset(segmenter.dataserver_test, range(200)),
+        held_out=Subset(test_images, range(min(200, len(test_images)))),
         **recipe,
     )
     segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained)

@@ -49,13 +49,17 @@ def main():
         "use_gpu": True,
     }
     dense = SegStudio(**settings | flags.settings)
+    data = SegStudio.SemanticSegmentation(dl_studio=dense, max_num_objects=5)
+    data.load_shapes(flags.train_images, test_images=200 if flags.quick else 1000)
     inside = {"run_name": f"{dense.run_dir.name}/strided"}
     strided = SegStudio(**settings | flags.settings | inside)
     scores = {}
     for upsampling, dls in (("strided", strided), ("dense", dense)):
         torch.manual_seed(flags.seed)  # both networks start from the same weights
         segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
-        segmenter.load_shapes(flags.train_images, test_images=200 if flags.quick else 1000)
+        segmenter.load_PurdueShapes5MultiObject_dataset(
+            data.dataserver_train, data.dataserver_test
+        )
         model = segmenter.mUnet(True, depth, upsampling=upsampling)
         reach = segmenter.probe_output_coverage(model, (64, 64))
         dls.log(f"\n{upsampling}: {reach.fraction:.0%} of the output depends on the input")
@@ -66,7 +70,7 @@ def main():
             **recipe,
             # Scores after every epoch, for compare_losses.py. Nothing is chosen by them.
             evaluate_every=len(segmenter.train_dataloader),
-            held_out=Subset(segmenter.dataserver_test, range(200)),
+            held_out=Subset(data.dataserver_test, range(min(200, len(data.dataserver_test)))),
         )
         scores[upsampling] = segmenter.run_code_for_testing_semantic_segmentation(model)
     dense.log(

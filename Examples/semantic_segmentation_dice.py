@@ -38,6 +38,7 @@ def main():
     segmenter.load_shapes(flags.train_images, test_images=200 if flags.quick else 1000)
     model = segmenter.mUnet(skip_connections=True, depth=DEPTH)
     untrained = segmenter.score(model)
+    test_images = segmenter.dataserver_test
     segmenter.custom_run_code_for_training_for_semantic_segmentation(
         model,
         "Dice",
@@ -45,7 +46,7 @@ def main():
         report_every=50 if flags.quick else 500,
         # Scores after every epoch, for compare_losses.py. Nothing is chosen by them.
         evaluate_every=len(segmenter.train_dataloader),
-        held_out=Subset(segmenter.dataserver_test, range(200)),
+        held_out=Subset(test_images, range(min(200, len(test_images)))),
     )
     segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained)
     dls.log(f"\nPictures and numbers: {dls.run_dir}")

@@ -35,6 +35,8 @@ def main():
         "use_gpu": True,
     }
     main_dls = SegStudio(**settings | flags.settings)
+    data = SegStudio.SemanticSegmentation(dl_studio=main_dls, max_num_objects=5)
+    data.load_shapes(flags.train_images, test_images=200 if flags.quick else 1000)
     figure = main_dls.new_figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="iteration", ylabel="MSE loss, mean of each interval")
     results, lines = {}, []
@@ -43,7 +45,9 @@ def main():
         dls = SegStudio(**settings | flags.settings | folder)
         main_dls.log(f"\n{name}")
         segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
-        segmenter.load_shapes(flags.train_images, test_images=200 if flags.quick else 1000)
+        segmenter.load_PurdueShapes5MultiObject_dataset(
+            data.dataserver_train, data.dataserver_test
+        )
         model = segmenter.mUnet(skip_connections=skip, depth=depth).to(dls.device)
         pull = first_gradient(segmenter, model)
         history = segmenter.run_code_for_training_for_semantic_segmentation(

@@ -10,6 +10,9 @@ import torch
 from torch.utils.data import Dataset
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: more threads would only fight
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 from SegStudio import SegStudio  # noqa: E402 - after the backend is chosen
 

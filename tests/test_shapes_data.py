@@ -20,13 +20,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import SegStudio as package
 from SegStudio import SegStudio
 
 ShapesDataset = SegStudio.SemanticSegmentation.PurdueShapes5MultiObjectDataset
 LABELS = {"rectangle": 50, "triangle": 100, "disk": 150, "oval": 200, "star": 250}
 NAME = "PurdueShapes5MultiObject-6-train.gz"
-REPO = Path(package.__file__).parents[1]
+REPO = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -323,7 +322,7 @@ def edit(path, value):
         (edit([3], None), "item 1: "),
         (edit([3, 2, 5, 5], 100), "item 1: mask plane 2 has values other than 0 and 150"),
         (edit([4, 1], [[1, 2, 3]]), "item 1: bbox_map.1. .*4 numbers"),
-        (edit([4, 1], [[1, 2, 3, 4.5]]), "item 1: bbox_map.1. has a fraction"),
+        (edit([4, 1], [[1, 2, 3, 4.5]]), "item 1: bbox_map.1. has a corner"),
         (edit([4, 1], [[1, 2, 3, "x"]]), "item 1: "),
         (edit([4, 1], [[1, 2, 3, 10**6]]), "item 1: "),
         (edit([4, 1], [[1, 2, 3, 4]] * 6), "item 1: bbox_map.1. .*up to 5"),
