@@ -2842,7 +2842,7 @@ class SegStudio:
                 self.total = None if self.max_seconds else dls.epochs * len(self.loader)
                 self.losses = torch.zeros(self.report_every, device=dls.device)
                 self.terms, self.weighed = defaultdict(float), {}
-                self.count = 0  # iterations since the last report
+                self.count = self.first = 0  # iterations since the last report; before this run
 
             def run(self):
                 """Train to the end of the last epoch, or of the time; returns the history."""
