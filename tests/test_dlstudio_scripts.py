@@ -228,11 +228,6 @@ def test_a_students_script_that_overrides_the_loops(folder, run_script, init):
     assert (folder / "runs" / "hw7" / "display-001-batch-0.png").exists()
 
 
-def test_a_positional_argument_is_refused_as_in_dlstudio(folder, run_script):
-    done = run_script(folder, "-c", "from SegStudio import *; SegStudio('./data')")
-    assert "ValueError: SegStudio takes keyword arguments only" in done.stderr
-
-
 @pytest.mark.parametrize("version", ["2.3.6", "2.5.8"])
 def test_dlstudios_own_example(folder, run_script, version):
     """Where SEGSTUDIO_DLSTUDIO_SOURCES holds DLStudio's unpacked source archives."""
