@@ -3,10 +3,10 @@
     pip install '.[bench]' && python tests/benchmarks/bench_losses.py
 
 Forward and backward at batch 4, 5 channels of 64x64. The two ways take turns, ten times each, so
-that a turn finds threads and caches awake, as it does after a network's backward pass. The bar: 8 times as fast as a loop in which
-every image and channel is a step, as reports have it (with the number of channels where they had
-the batch size, so that both compute the same). Also: the difference to MONAI's and
-segmentation_models_pytorch's Dice, where they are installed.
+that a turn finds threads and caches awake, as it does after a network's backward pass. The bar: 8
+times as fast as a loop in which every image and channel is a step, as reports have it (with the
+number of channels where they had the batch size, so that both compute the same). Also: the
+difference to MONAI's and segmentation_models_pytorch's Dice, where they are installed.
 """
 
 import argparse
