@@ -3712,7 +3712,7 @@ class SegStudio:
             short = f'<b class="short">short schedule: {share:.1%} of the homework\'s</b>'
             label = "the homework's schedule" if share > 0.95 else short
             if "SYNTHETIC" in str(run.get("data", {}).get("source")):
-                label += ' <b class="short">synthetic set, not COCO</b>'
+                label += '; <b class="short">synthetic set, not COCO</b>'
             epochs = []
             for epoch, rows in itertools.groupby(run["losses"], lambda row: row["epoch"]):
                 values = [f"{row['loss']:.4g}" for row in rows]
