@@ -2065,6 +2065,9 @@ class SegStudio:
                     the others equal the bias. "dense": all of them, with the same parameters.
                 width: channels of the upper levels; the lower ones have twice as many.
                 input_scale: factor on the pixel values, 1/255 for inputs of 0 to 1.
+                wiring: "dlstudio" hands across after a level's blocks and applies some blocks
+                    twice, others never. "unet": before them, and each block once.
+                full_resolution: add a last step that puts the names on the image's own edges.
 
             Shape: (N, 3, H, W) -> (N, C, H, W), H and W divisible by 8.
             Errors: ValueError for arguments out of range and for an input of another shape.
@@ -2088,8 +2091,7 @@ class SegStudio:
                     super().__init__()
                     self.downsample = downsample
                     self.skip_connections = skip_connections
-                    self.in_ch = in_ch
-                    self.out_ch = out_ch
+                    self.in_ch, self.out_ch = in_ch, out_ch
                     self.convo1 = nn.Conv2d(in_ch, out_ch, 3, stride=1, padding=1)
                     self.convo2 = nn.Conv2d(in_ch, out_ch, 3, stride=1, padding=1)
                     self.bn1 = nn.BatchNorm2d(out_ch)
@@ -2127,8 +2129,7 @@ class SegStudio:
                     super().__init__()
                     self.upsample = upsample
                     self.skip_connections = skip_connections
-                    self.in_ch = in_ch
-                    self.out_ch = out_ch
+                    self.in_ch, self.out_ch = in_ch, out_ch
                     self.dense = upsampling == "dense"
                     self.convoT1 = nn.ConvTranspose2d(in_ch, out_ch, 3, padding=1)
                     self.convoT2 = nn.ConvTranspose2d(in_ch, out_ch, 3, padding=1)
@@ -2147,10 +2148,8 @@ class SegStudio:
 
                 def resize(self, x):
                     x = self.upsampler(x)  # strided: (N, out_ch, 2H, 2W), 3 pixels in 4 the bias
-                    if self.dense:
-                        # Copying pixels after a 1x1 convolution, not before, costs a quarter.
-                        x = nn.functional.interpolate(x, scale_factor=2.0)  # (N, out_ch, 2H, 2W)
-                    return x
+                    # Copying pixels after a 1x1 convolution, not before, costs a quarter.
+                    return nn.functional.interpolate(x, scale_factor=2.0) if self.dense else x
 
                 def forward(self, x):
                     identity = x
@@ -2168,9 +2167,11 @@ class SegStudio:
 
             def __init__(
                 self, skip_connections=True, depth=16, *, out_channels=5, upsampling="strided",
-                width=64, input_scale=1.0,
+                width=64, input_scale=1.0, wiring="dlstudio", full_resolution=False,
             ):  # fmt: skip
                 super().__init__()
+                # All that was passed: what predict.py needs to build the same network again.
+                self.arguments = {k: v for k, v in locals().items() if k[0] != "_" and k != "self"}
                 if min(depth, out_channels, width) < 1 or width % 2:
                     raise ValueError(
                         f"mUnet needs a depth and out_channels of 1 or more and an even width, "
@@ -2178,18 +2179,12 @@ class SegStudio:
                     )
                 if upsampling not in ("strided", "dense"):
                     raise ValueError(f'upsampling is "strided" or "dense", not {upsampling!r}')
-                self.arguments = {  # what predict.py needs to build the same network again
-                    "skip_connections": skip_connections, "depth": depth, "width": width,
-                    "out_channels": out_channels, "upsampling": upsampling,
-                    "input_scale": input_scale,
-                }  # fmt: skip
-                self.depth = depth // 2
-                self.input_scale = input_scale
+                if wiring not in ("dlstudio", "unet"):
+                    raise ValueError(f'wiring is "dlstudio" or "unet", not {wiring!r}')
+                self.depth, self.input_scale, self.unet = depth // 2, input_scale, wiring == "unet"
                 low, high = width, 2 * width
-
                 down = functools.partial(self.SkipBlockDN, skip_connections=skip_connections)
-                up = functools.partial(self.SkipBlockUP, skip_connections=skip_connections)
-                up = functools.partial(up, upsampling=upsampling)
+                up = functools.partial(self.SkipBlockUP, **down.keywords, upsampling=upsampling)
                 # The names carry DLStudio's widths, 64 and 128, whatever `width` is.
                 self.conv_in = nn.Conv2d(3, low, 3, padding=1)
                 self.bn1DN = nn.BatchNorm2d(low)
@@ -2211,25 +2206,29 @@ class SegStudio:
                 self.conv_out = nn.ConvTranspose2d(
                     low, out_channels, 3, stride=2, dilation=gap, output_padding=1, padding=gap
                 )
+                if full_resolution:
+                    edges = nn.Conv2d(3, low // 2, 3, padding=1), nn.ReLU()
+                    self.edges = nn.Sequential(*edges, nn.Conv2d(low // 2, low // 2, 3, padding=1))
+                    self.names = nn.Conv2d(low, low // 2, 1)
+                    self.bn_full = nn.BatchNorm2d(low // 2)
+                    self.conv_full = nn.Conv2d(low // 2, out_channels, 3, padding=1)
 
             def forward(self, x):  # the tags show the homework's H = W = 64, width = 64
                 if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % 8 or x.shape[3] % 8:
                     raise ValueError(
-                        f"mUnet takes images of shape (N, 3, H, W) with H and W divisible by 8, "
-                        f"not {tuple(x.shape)}"
+                        f"mUnet takes (N, 3, H, W), H and W divisible by 8, not {tuple(x.shape)}"
                     )
-                early = self.depth // 4
-
+                early = max(self.depth // 4, int(self.unet))
                 def through(blocks, x):
-                    for block in blocks:
-                        x = block(x)
-                    return x
+                    return nn.Sequential(*blocks)(x)
 
-                def hand_across(saved, x):  # half of the channels carry edges, half carry names
-                    return torch.cat((saved, x[:, saved.shape[1] :]), dim=1)
+                def join(saved, x, blocks):  # half of the channels carry edges, half carry names
+                    x = x if self.unet else through(blocks, x)
+                    x = torch.cat((saved, x[:, saved.shape[1] :]), dim=1)
+                    return through(blocks, x) if self.unet else x
 
-                x = self.conv_in(x * self.input_scale)  # (N, 64, 64, 64)
-                x = nn.functional.max_pool2d(torch.relu(x), 2)  # (N, 64, 32, 32)
+                rgb = x * self.input_scale  # (N, 3, 64, 64)
+                x = torch.relu(nn.functional.max_pool2d(self.conv_in(rgb), 2))  # (N, 64, 32, 32)
                 x = through(self.skip64DN_arr[:early], x)
                 saved1 = x[:, : x.shape[1] // 2]  # (N, 32, 32, 32)
                 x = self.skip64dsDN(x)  # (N, 64, 16, 16)
@@ -2238,16 +2237,17 @@ class SegStudio:
                 x = self.skip64to128DN(x)  # (N, 128, 16, 16)
                 x = self.bn2DN(through(self.skip128DN_arr[:early], x))
                 saved3 = x[:, : x.shape[1] // 2]  # (N, 64, 16, 16)
-                x = through(self.skip128DN_arr[early:], x)
-                x = self.skip128dsDN(x)  # (N, 128, 8, 8), the bottom of the "U"
-                x = self.skip128usUP(x)  # (N, 128, 16, 16)
-                x = hand_across(saved3, through(self.skip128UP_arr[:early], x))
+                x = self.skip128dsDN(through(self.skip128DN_arr[early:], x))  # (N, 128, 8, 8)
+                x = join(saved3, self.skip128usUP(x), self.skip128UP_arr[:early])
                 # DLStudio applies the same first blocks again here; the others never learn.
-                x = through(self.skip128UP_arr[:early], self.bn1UP(x))
-                x = self.skip128to64UP(x)  # (N, 64, 16, 16)
-                x = hand_across(saved2, through(self.skip64UP_arr[early:], x))
-                x = self.skip64usUP(self.bn2UP(x))  # (N, 64, 32, 32)
-                x = hand_across(saved1, through(self.skip64UP_arr[:early], x))
+                rest = self.skip128UP_arr[early:] if self.unet else self.skip128UP_arr[:early]
+                x = through(rest, self.bn1UP(x))
+                x = join(saved2, self.skip128to64UP(x), self.skip64UP_arr[early:])
+                x = join(saved1, self.skip64usUP(self.bn2UP(x)), self.skip64UP_arr[:early])
+                if self.arguments["full_resolution"]:
+                    names = nn.functional.interpolate(self.names(x), scale_factor=2.0)
+                    fine = torch.relu(self.bn_full(self.edges(rgb) + names))  # (N, 32, 64, 64)
+                    return self.conv_out(x) + self.conv_full(fine)
                 return self.conv_out(x)  # (N, C, 64, 64)
 
         SkipBlockDN = mUnet.SkipBlockDN
@@ -2414,9 +2414,9 @@ class SegStudio:
                         p = output.to(torch.promote_types(output.dtype, torch.float32))
                         m = mask.to(p.dtype)
                         if self.form == "pixelwise":
-                            # addcmul is 2pm + 1 in one pass: a loss is bound by memory.
-                            above = torch.addcmul(p.new_ones(()), p, m, value=2)  # (N, C, H, W)
-                            return 1 - (above / (p + m + 1)).mean()
+                            # 2pm + 1 = 2m(p + m + 1) - c: p in one place, half the backward pass.
+                            c = torch.addcmul(-p.new_ones(()), m, m + 1, value=2)  # 2m(m + 1) - 1
+                            return 1 + torch.sub(c / (p + (m + 1)), m, alpha=2).mean()
                         overlap = 2 * (p * m).sum(dim=(2, 3))  # (N, C)
                         if self.form == "squared":
                             size = (p * p).sum(dim=(2, 3)) + (m * m).sum(dim=(2, 3))  # (N, C)
@@ -2456,7 +2456,7 @@ class SegStudio:
             def forward(self, output, mask):
                 terms = self.terms(output, mask)
                 self.latest = {name: term.detach() for name, term in terms.items()}
-                return sum(terms.values())
+                return terms[self.base_name] + terms["dice"]
 
         SegmentationLossMSE = SegmentationLossComb.SegmentationLossMSE
         SegmentationLossMAE = SegmentationLossComb.SegmentationLossMAE
@@ -2521,7 +2521,7 @@ class SegStudio:
                     )
                 terms = self.terms(output, mask)
                 self.latest = {name: term.detach() for name, term in terms.items()}
-                return sum(terms.values())
+                return terms["bce"] + terms["dice"]
 
         # ==== §4 SCORES ==========================================================================
 

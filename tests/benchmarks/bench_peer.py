@@ -3,11 +3,15 @@
 Both see the same archives through the same loop and are scored by the same code: BCE+Dice, AdamW,
 a schedule that ends when the time does, bf16 and channels_last where they help. The peer is
 Unet("resnet18", encoder_weights=None), with a one-cycle schedule. PEER holds its learning rate and
-batch size: first guesses until --tune has been run at the same budget, which scores every choice
-in GRID on images held out of the training set; put the best of them into PEER:
+batch size for each budget (others take the nearest one's): the best that --tune found there, on
+images held out of the training set.
 
-    python tests/benchmarks/bench_peer.py --seconds 120 --tune     # scores on held-out images
-    python tests/benchmarks/bench_peer.py --seconds 90 150 240 600 # scores on the test images
+    python tests/benchmarks/bench_peer.py --seconds 120 --tune --only peer   # all of GRID
+    python tests/benchmarks/bench_peer.py --seconds 600 --tune --only peer --grid 32:2e-3 16:2e-3
+    python tests/benchmarks/bench_peer.py --seconds 120 600                  # on the test images
+    python tests/benchmarks/bench_peer.py --seconds 60 --tune --only ours    # what the parts bring
+
+The last one trains our recipe on the same part with fewer of mUnet's options.
 
 Needs: pip install '.[bench]'.
 """
@@ -32,8 +36,13 @@ import best_segmentation  # noqa: E402 - the examples are no package
 from SegStudio import SegStudio  # noqa: E402
 
 HELD_OUT = 1000
-PEER = {"lr": 2e-3, "batch_size": 16}  # not tuned yet
-GRID = [{"lr": lr, "batch_size": size} for size in (8, 16, 32) for lr in (1e-3, 2e-3, 4e-3)]
+PEER = {120: (32, 2e-3), 600: (16, 2e-3)}  # seconds: (batch size, learning rate)
+OURS = [
+    ("best_segmentation.py", {}),
+    ("without full_resolution", {"full_resolution": False}),
+    ('and with wiring="dlstudio"', {"full_resolution": False, "wiring": "dlstudio"}),
+]
+GRID = [(size, rate) for size in (8, 16, 32) for rate in (1e-3, 2e-3, 4e-3)]
 
 
 class Peer(nn.Module):
@@ -96,18 +105,20 @@ def main():
     parser.add_argument("--seconds", type=float, nargs="+", default=[90, 150, 240, 600])
     parser.add_argument("--dataroot", default="./data/PurdueShapes5MultiObject/")
     parser.add_argument("--tune", action="store_true", help="try GRID on held-out images")
+    parser.add_argument("--grid", nargs="+", metavar="SIZE:RATE", help="other choices for --tune")
     parser.add_argument("--only", choices=("ours", "peer"))
     args = parser.parse_args()
+    grid = [(int(size), float(rate)) for size, rate in (c.split(":") for c in args.grid or ())]
     lines = []
     for seconds in args.seconds:
         runs = []
-        if args.only != "peer":
-            ours = functools.partial(best_segmentation.train, seconds=seconds)
-            runs.append(("SegStudio, best_segmentation.py", best_segmentation.BATCH_SIZE, ours))
-        for choice in (GRID if args.tune else [PEER]) if args.only != "ours" else ():
-            peer = functools.partial(train_peer, seconds=seconds, lr=choice["lr"])
-            size = choice["batch_size"]
-            runs.append((f"smp Unet(resnet18), lr {choice['lr']:g}, batch {size}", size, peer))
+        for name, changes in (OURS if args.tune else OURS[:1]) if args.only != "peer" else ():
+            ours = functools.partial(best_segmentation.train, seconds=seconds, **changes)
+            runs.append((f"SegStudio, {name}", best_segmentation.BATCH_SIZE, ours))
+        best = PEER[min(PEER, key=lambda budget: abs(budget - seconds))]
+        for size, rate in ((grid or GRID) if args.tune else [best]) if args.only != "ours" else ():
+            peer = functools.partial(train_peer, seconds=seconds, lr=rate)
+            runs.append((f"smp Unet(resnet18), lr {rate:g}, batch {size}", size, peer))
         for name, batch_size, train in runs:
             found = measure(args, batch_size, train, args.tune)
             lines.append(
