@@ -66,14 +66,14 @@ def draw(dls, runs):
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", label=run["name"], **style)
     for name, axes in plots.items():
-        axes.set(xlabel="epoch", ylabel=f"{name} loss, mean of an interval", title=name)
-        axes.legend(fontsize="small")
+        axes.set(xlabel="epoch", ylabel="loss, mean of an interval", title=name)
+        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.17))
     for score, axes in score_plots.items():  # limits only now: they stay as they are when set
         axes.set(xlabel="epoch", ylabel=SCORES[score], ylim=(0, None), title=SCORES[score])
     for axes in (*plots.values(), *score_plots.values()):
         axes.set_xlim(0, None)
         axes.grid(alpha=0.3)
-    lower.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    lower.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return dls.save_figure(figure, "losses.png")
 
 

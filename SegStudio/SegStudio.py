@@ -3543,7 +3543,7 @@ class SegStudio:
             axes.set_ylabel(f"{history.loss_name} loss, mean of each interval")
             axes.set_title(f"Training loss: {history.loss_name}")
             axes.grid(alpha=0.3)
-            axes.legend()
+            figure.legend(loc="outside lower center", ncols=3)  # inside, it hides a curve
             self.dl_studio.save_figure(figure, "loss.png")
 
         @staticmethod
