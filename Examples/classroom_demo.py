@@ -85,7 +85,7 @@ def main():
         )  # fmt: skip
         scores[name] = segmenter.score(net)
     film = {"format": "GIF", "save_all": True, "append_images": view.frames[1:], "duration": 150}
-    dls.write_whole(dls.run_dir / "live.gif", lambda part: view.frames[0].save(part, **film))
+    dls.write_atomically(dls.run_dir / "live.gif", lambda part: view.frames[0].save(part, **film))
     table = scores["dense"].table(before=scores["strided"])
     both = scores["dense"].compute() | {"before": scores["strided"].compute()}
     dls.write_json("metrics.json", both)

@@ -277,7 +277,7 @@ class SegStudio:
             file.write(text + "\n")
 
     @staticmethod
-    def write_whole(path, write):
+    def write_atomically(path, write):
         """Call write(temporary path), then put the result at `path`: whole, or not at all.
 
         A full disk or an interruption in the middle leaves the old file as it was.
@@ -295,7 +295,7 @@ class SegStudio:
     def write_json(self, name, content):
         """Write `content` as file `name` in the run's folder."""
         text = json.dumps(content, indent=2, default=str) + "\n"
-        self.write_whole(self.run_dir / name, lambda part: part.write_text(text, encoding="utf-8"))
+        self.write_atomically(self.run_dir / name, lambda part: part.write_text(text, encoding="utf-8"))
 
     # ---- figures -------------------------------------------------------------------------------
 
@@ -312,7 +312,7 @@ class SegStudio:
         path = self.run_dir / name
         with io.BytesIO() as png:
             figure.savefig(png, format="png", bbox_inches="tight")
-            self.write_whole(path, lambda part: part.write_bytes(png.getvalue()))
+            self.write_atomically(path, lambda part: part.write_bytes(png.getvalue()))
         if self.show:
             import matplotlib.pyplot as plt
 
@@ -2743,7 +2743,7 @@ class SegStudio:
 
             def save(self, dl_studio):
                 """Write losses.csv in the run's folder."""
-                dl_studio.write_whole(dl_studio.run_dir / "losses.csv", self.write_csv)
+                dl_studio.write_atomically(dl_studio.run_dir / "losses.csv", self.write_csv)
 
             def write_csv(self, path):
                 """Write the rows as a table; a cell without a value stays empty."""
@@ -2774,7 +2774,7 @@ class SegStudio:
                 parts = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
                 state = {name: part.state_dict() for name, part in parts.items()}
                 state |= {"facts": facts, "random": torch.get_rng_state()}
-                self.dl_studio.write_whole(self.path, lambda part: torch.save(state, part))
+                self.dl_studio.write_atomically(self.path, lambda part: torch.save(state, part))
 
             def load(self, parts, device):
                 """Bring `parts` to the state of the file; returns the facts, or None: no file."""
@@ -3212,7 +3212,7 @@ class SegStudio:
             if self.dl_studio.path_saved_model is not None:
                 paths.append(Path(self.dl_studio.path_saved_model).expanduser())
             for path in paths:
-                self.dl_studio.write_whole(path, lambda part: torch.save(model.state_dict(), part))
+                self.dl_studio.write_atomically(path, lambda part: torch.save(model.state_dict(), part))
 
         # ==== §6 TESTING =========================================================================
 

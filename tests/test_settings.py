@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, error):
         raise error
 
     with pytest.raises(OSError, match="model.pt could not be written"):
-        SegStudio.write_whole(path, write)
+        SegStudio.write_atomically(path, write)
     assert path.read_bytes() == b"old and whole"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -175,7 +175,7 @@ def test_an_interruption_leaves_the_old_file(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        SegStudio.write_whole(path, write)
+        SegStudio.write_atomically(path, write)
     assert path.read_bytes() == b"old and whole"
     assert list(tmp_path.iterdir()) == [path]
 
