@@ -302,6 +302,20 @@ def facts(net, stages):
     return "\n".join(lines)
 
 
+def coverage_table():
+    """How much of the output can follow the image, for each way of upsampling."""
+    lines = ["| network | output pixels that follow the image | parameters |", "|---|---:|---:|"]
+    for name, net in {
+        'mUnet(upsampling="strided")': Segmentation.mUnet(),
+        'mUnet(upsampling="dense")': Segmentation.mUnet(upsampling="dense"),
+        "UNet()": Segmentation.UNet(),
+    }.items():
+        reach = Segmentation.probe_output_coverage(net, IMAGE_SIZE)
+        total = sum(p.numel() for p in net.parameters())
+        lines.append(f"| `{name}` | {reach.fraction:.0%} | {total:,} |")
+    return "\n".join(lines)
+
+
 # ---- the drawing --------------------------------------------------------------------------------
 
 
@@ -443,6 +457,7 @@ def write_page(path=DOC / "networks.md"):
         drawn[name] = (net, stages, title)
         page = fill_in(page, f"table of {name}", table(stages))
         page = fill_in(page, f"facts of {name}", facts(net, stages))
+    page = fill_in(page, "coverage of mUnet", coverage_table())
     SegStudio.write_atomically(path, lambda part: part.write_text(page, encoding="utf-8"))
     return drawn
 
