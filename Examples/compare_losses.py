@@ -175,10 +175,11 @@ def find_best_and_worst(cases):
     if len(scores) < 2:
         return None, None, ["There is one case only, so nothing to compare."]
     if min(len(values) for values in scores.values()) < 2:
-        return None, None, [
-            "Not every loss has two seeds, so a difference may be chance and no best case is named.",
+        sentences = [
+            "Not every loss has two seeds. A difference may be chance, so no best case is named.",
             "More seeds: python Examples/reproduce_homework.py --quick --seeds 3",
-        ]  # fmt: skip
+        ]
+        return None, None, sentences
     ranked = sorted(scores, key=lambda case: -np.mean(scores[case]))
     best, worst, sentences = None, None, []
     others = [score for case in ranked[1:] for score in scores[case]]

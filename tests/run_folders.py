@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import sys
 
 from conftest import ROOT
@@ -87,7 +88,7 @@ def make_run(
         "machine": {"device": "the CPU", "torch": "2.15", "segstudio": "2.0.0"},
     }
     (folder / "settings.json").write_text(json.dumps(settings))
-    last = 200 if max_seconds else images * epochs // 4
+    last = 200 if max_seconds else math.ceil(images / 4) * epochs
     names = ["iteration", "seconds", "epoch", "loss"]
     if evaluated:
         names += ["mean_iou", "mean_dice", "boundary_iou"]
