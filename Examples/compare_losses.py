@@ -224,18 +224,17 @@ def curves_of(runs, column):
 
 
 def draw_curves(axes, curves, **style):
-    """The mean of the seeds' curves as a line, with a band from the lowest to the highest."""
-    if not curves:
-        return
-    longest = max((steps for steps, _ in curves), key=len)
-    # Runs that are bounded by time have different lengths: each counts as far as it went.
-    values = np.array(
-        [np.interp(longest, steps, y, right=np.nan) for steps, y in curves]
-    )  # (seeds, points)
-    axes.plot(longest, np.nanmean(values, axis=0), **style)
+    """The mean of the seeds' curves as a line, with a band from the lowest to the highest.
+
+    Runs that are bounded by time have different lengths: the line ends with the shortest, else
+    its last points would be the mean of fewer seeds.
+    """
+    shortest = min((steps for steps, _ in curves), key=lambda steps: steps[-1])
+    values = np.array([np.interp(shortest, steps, y) for steps, y in curves])  # (seeds, points)
+    axes.plot(shortest, values.mean(axis=0), **style)
     if len(curves) > 1:
-        low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-        axes.fill_between(longest, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        low, high = values.min(axis=0), values.max(axis=0)
+        axes.fill_between(shortest, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def draw(dls, cases, best=None, worst=None):
@@ -259,13 +258,11 @@ def draw(dls, cases, best=None, worst=None):
         }
         draw_curves(loss_plots[kind_of(case)], curves_of(runs, "loss"), **style)
         for score, axes in score_plots.items():
-            curves = curves_of(runs, score)
-            if not curves:  # no scores during training: the test's score, after the last iteration
-                tested = [run for run in runs if test_scores([run], score)]
-                curves = [
-                    (np.array([run.iterations]), np.array([run.metrics[score]])) for run in tested
-                ]
-            draw_curves(axes, curves, **style)
+            if curves := curves_of(runs, score):
+                draw_curves(axes, curves, **style)
+            elif tested := [run for run in runs if test_scores([run], score)]:
+                ends = [(np.array([r.iterations]), np.array([r.metrics[score]])) for r in tested]
+                draw_curves(axes, ends, **style | {"label": f"{style['label']} (test images)"})
     for kind, axes in loss_plots.items():
         axes.set(title=kind, ylabel="loss, mean of an interval")
         axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.17))

@@ -8,7 +8,7 @@ each experiment the homework page, runs/homework-page/index.html, is written aga
     python Examples/reproduce_homework.py --only mse,dice  # the homework's schedule: an hour each
     python Examples/reproduce_homework.py --quick --seeds 3 --only mse,dice    # 3 runs of each loss
 
---quick limits the time: each experiment trains for 40 s and takes about 60 s with its data and its
+--quick limits the time: each experiment trains for 35 s and takes about 60 s with its data and its
 test. --epochs or --train-images lift that limit and are obeyed exactly; --train-images is for the
 shapes only. The three COCO experiments draw a synthetic set unless --coco names a folder
 that Datasets/prepare_coco.py wrote.
@@ -40,7 +40,7 @@ CLASSES = ("rectangle", "triangle", "disk", "oval", "star")
 # With --quick: the seconds of training in the QUICK_SECONDS of an experiment. The rest goes to the
 # data, the scores of the untrained network and the test. All runs train for the same time, so that
 # compare_losses.py can compare them.
-QUICK_TRAINING_SECONDS = 40
+QUICK_TRAINING_SECONDS = 35
 QUICK_IMAGES = 2000
 
 COCO_SCRIPT = Path(__file__).with_name("coco_segmentation.py")

@@ -218,9 +218,20 @@ def test_several_seeds_are_a_line_with_a_band(draw, tmp_path):
     assert len(iou.collections) == 1
 
 
+def test_the_mean_over_seeds_ends_with_the_shortest_run(draw, tmp_path):
+    """Else the end of the line would be the mean of fewer seeds."""
+    make_cases(tmp_path, MSE=[0.1, 0.3])
+    long = tmp_path / "MSE_1" / "losses.csv"
+    long.write_text(long.read_text() + "20000,90.0,6,100.0,0.9,0.9,0.9\n")
+    cases = compare.group_by_case(compare.read_runs(tmp_path))
+    figure = draw(cases)
+    assert figure.subfigs[0].axes[0].lines[0].get_xdata().tolist() == [7500, 15000]
+    assert figure.subfigs[1].axes[0].lines[0].get_ydata().tolist() == [pytest.approx(0.2)]
+
+
 def test_runs_without_scores_during_training_show_the_score_of_the_test(draw, run_main, runs):
     make_run(runs / "dice", loss="Dice", iou=0.25, evaluated=False)
     cases = compare.group_by_case(compare.read_runs(runs, ["mse", "dice"]))
     iou = draw(cases).subfigs[1].axes[0]
     points = {line.get_label(): line.get_ydata().tolist() for line in iou.lines}
-    assert points == {"Dice": [0.25], "MSE": [0.2]}
+    assert points == {"Dice (test images)": [0.25], "MSE": [0.2]}

@@ -288,7 +288,7 @@ def browse(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-@pytest.mark.parametrize("width", [1280, 420])
+@pytest.mark.parametrize("width", [1280, 800, 420])
 def test_the_page_fits_its_window(runs, browse, tmp_path, width):
     page = homework_page.write_page(runs)
     picture = tmp_path / "page.png"

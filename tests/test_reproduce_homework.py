@@ -163,7 +163,9 @@ def trained(monkeypatch):
 
 def test_quick_is_bounded_by_time_and_finished_runs_are_kept(run_main, trained, capsys):
     assert run_main("--quick", "--only", "combined-200,mse") == ""
-    assert trained == [("mse", 0, 40, "train"), ("combined_200", 0, 40, "train")]
+    seconds = reproduce.QUICK_TRAINING_SECONDS
+    assert seconds < homework_page.QUICK_SECONDS
+    assert trained == [("mse", 0, seconds, "train"), ("combined_200", 0, seconds, "train")]
     assert "homework-page/index.html" in capsys.readouterr().out
     assert run_main("--quick", "--only", "combined-200,mse") == ""
     assert len(trained) == 2
