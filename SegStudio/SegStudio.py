@@ -35,6 +35,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import skimage.segmentation
@@ -150,13 +151,13 @@ class SegStudio:
         with (self.run_dir / "log.txt").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
-    def write_json(self, name: str, content) -> None:
+    def write_json(self, name: str, content: Any) -> None:
         """Write `content` to the file `name` in the run's folder."""
         text = json.dumps(content, indent=2, default=str) + "\n"
         write = self.write_atomically
         write(self.run_dir / name, lambda part: part.write_text(text, encoding="utf-8"))
 
-    def new_figure(self, **options) -> Figure:
+    def new_figure(self, **options: Any) -> Figure:
         """A matplotlib figure. It has a window where show=True."""
         if self.show:
             import matplotlib.pyplot as plt  # only here: it may start a window system
@@ -692,7 +693,8 @@ class SegStudio:
                 self.head = nn.Conv2d(stem, out_channels, 3, padding=1)
 
             @staticmethod
-            def conv(in_ch, out_ch):
+            def conv(in_ch: int, out_ch: int) -> nn.Sequential:
+                """A 3x3 convolution, BatchNorm and ReLU."""
                 return nn.Sequential(
                     nn.Conv2d(in_ch, out_ch, 3, padding=1, bias=False),
                     nn.BatchNorm2d(out_ch),
@@ -732,6 +734,7 @@ class SegStudio:
 
             def __init__(self, batch_size=None):
                 super().__init__()
+                self.batch_size = batch_size  # the homework's argument; any batch works
 
             def forward(self, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
                 if output.shape != mask.shape:
@@ -755,6 +758,7 @@ class SegStudio:
 
             def __init__(self, batch_size=None):
                 super().__init__()
+                self.batch_size = batch_size  # the homework's argument; any batch works
 
             def forward(self, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
                 if output.shape != mask.shape:
@@ -793,6 +797,7 @@ class SegStudio:
                 super().__init__()
                 if form not in ("squared", "linear", "pixelwise"):
                     raise ValueError(f'form is "squared", "linear" or "pixelwise", not {form!r}')
+                self.batch_size = batch_size  # the homework's argument; any batch works
                 self.form = form
                 self.smooth = smooth
                 self.eps = eps
@@ -839,6 +844,7 @@ class SegStudio:
                 super().__init__()
                 if base not in ("mse", "mae"):
                     raise ValueError(f'base is "mse" or "mae", not {base!r}')
+                self.batch_size = batch_size  # the homework's argument; any batch works
                 self.dice_scale = dice_scale
                 self.base = base
                 self.eps = eps
@@ -887,6 +893,7 @@ class SegStudio:
 
             def __init__(self, batch_size=None, dice_scale=1.0, smooth=1.0, *, batch_dice=True):
                 super().__init__()
+                self.batch_size = batch_size  # the homework's argument; any batch works
                 self.dice_scale = dice_scale
                 self.smooth = smooth
                 self.dims = (0, 2, 3) if batch_dice else (2, 3)
@@ -929,6 +936,7 @@ class SegStudio:
 
             def __init__(self, batch_size=None):
                 super().__init__()
+                self.batch_size = batch_size  # the homework's argument; any batch works
 
             def forward(self, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
                 if output.shape != mask.shape:
@@ -1155,17 +1163,17 @@ class SegStudio:
 
         def training_loop(
             self,
-            net,
-            loader,
-            criterion,
-            optimizer,
-            recorder,
+            net: nn.Module,
+            loader: DataLoader,
+            criterion: nn.Module,
+            optimizer: torch.optim.Optimizer,
+            recorder: "TrainingRecorder",
             *,
-            scheduler=None,
-            augment=None,
-            clip_grad_norm=None,
-            bf16=False,
-        ):
+            scheduler: Any = None,
+            augment: Callable | None = None,
+            clip_grad_norm: float | None = None,
+            bf16: bool = False,
+        ) -> None:
             """The epoch loop, the batch loop and the step: all that training is.
 
             Each step moves every weight a little against the gradient of the loss of one batch.
@@ -1195,7 +1203,9 @@ class SegStudio:
                     if recorder.finished:
                         break
 
-        def run_code_for_training_for_semantic_segmentation(self, net: nn.Module, **options):
+        def run_code_for_training_for_semantic_segmentation(
+            self, net: nn.Module, **options: Any
+        ) -> "TrainingHistory":
             """Train with the mean squared error, as DLStudio does; returns the TrainingHistory.
 
             The options are those of custom_run_code_for_training_for_semantic_segmentation.
@@ -1210,8 +1220,8 @@ class SegStudio:
             *,
             criterion: nn.Module | None = None,
             dice_form: str = "squared",
-            optimizer=None,
-            scheduler=None,
+            optimizer: Any = None,
+            scheduler: Any = None,
             augment: Callable | None = None,
             clip_grad_norm: float | None = None,
             precision: str = "fp32",
@@ -1222,7 +1232,7 @@ class SegStudio:
             evaluate_every: int | None = None,
             evaluate_on: Dataset | float | None = None,
             resume: bool = False,
-        ):
+        ) -> "TrainingHistory":
             """Train `net` on self.train_dataloader with a loss of your choice, and save it.
 
             Args:
@@ -1687,7 +1697,7 @@ class SegStudio:
                 heading="The test images with the lowest IoU",
             )
 
-        def save_loss_figure(self, history) -> Path:
+        def save_loss_figure(self, history: "TrainingHistory") -> Path:
             """The training loss, and each of its terms, over the iterations."""
             palette = SegStudio.PALETTE
             figure = self.dl_studio.new_figure(figsize=(7, 4.2), dpi=120, layout="constrained")
@@ -1706,7 +1716,9 @@ class SegStudio:
             return self.dl_studio.save_figure(figure, "loss.png")
 
         @staticmethod
-        def probe_output_coverage(net, image_size, *, in_channels=3, probes=8):
+        def probe_output_coverage(
+            net: nn.Module, image_size: Sequence[int], *, in_channels: int = 3, probes: int = 8
+        ) -> tuple:
             """Which output pixels can depend on the input at all?
 
             Feeds random images to any segmentation network in eval mode and marks the output
