@@ -1185,7 +1185,7 @@ class SegStudio:
                 for batch in loader:
                     images = batch["image"].to(device)  # (N, 3, H, W), 0..255
                     masks = batch["mask_tensor"].to(device).float()  # (N, C, H, W), 0 or mask value
-                    if getattr(criterion, "logits", False):
+                    if expects_logits(criterion):
                         masks = (masks > 0).float()  # 0 or 1
                     if augment is not None:
                         images, masks = augment(images, masks)
@@ -1298,7 +1298,7 @@ class SegStudio:
             scheduler = make_scheduler(scheduler, optimizer, recorder)
             facts = training_facts(self, recorder, scheduler, augment, clip_grad_norm, bf16)
             recorder.begin(scheduler, facts, resume)
-            net.output_spec = self.data_spec() | {"logits": getattr(criterion, "logits", False)}
+            net.output_spec = self.data_spec() | {"logits": expects_logits(criterion)}
             self.training_loop(
                 net, loader, criterion, optimizer, recorder, scheduler=scheduler,
                 augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
@@ -1366,14 +1366,9 @@ class SegStudio:
             """How an output is read if only the data at hand says it: class names, mask values."""
             dataset = innermost(self.dataserver_test or self.dataserver_train)
             names = getattr(dataset, "class_names", self.dl_studio.class_labels)
-            values = getattr(dataset, "mask_values", None)
-            if values is None and dataset is not None:
-                values = find_mask_values(dataset)
-            if values is None:
-                values = [50 * (k + 1) for k in range(len(names))]  # DLStudio's
             return {
                 "class_names": list(names),
-                "mask_values": list(values),
+                "mask_values": find_mask_values(dataset, len(names)),
                 "logits": False,
                 "image_size": list(self.dl_studio.image_size),
             }
@@ -2528,19 +2523,32 @@ def innermost(dataset):
     return dataset
 
 
-def find_mask_values(dataset):
-    """The largest value in each mask plane; reading stops when every plane had a pixel set."""
-    values = None
+def find_mask_values(dataset, classes):
+    """The value of a set pixel in each mask plane, as the dataset's masks have it.
+
+    The dataset's own `mask_values` are only used for planes that are empty in its first images: a
+    student's subclass may return other masks than its parent.
+    """
+    declared = getattr(dataset, "mask_values", None)
+    found = None
     with torch.random.fork_rng(devices=[]):  # the items of some datasets draw random numbers
-        for index in range(len(dataset)):
-            largest = torch.as_tensor(dataset[index]["mask_tensor"]).flatten(1).amax(dim=1)
-            values = largest if values is None else torch.maximum(values, largest)
-            if (values > 0).all():
+        for index in range(min(100, len(dataset or ()))):
+            masks = torch.as_tensor(dataset[index]["mask_tensor"])
+            largest = masks.flatten(1).amax(dim=1)
+            found = largest if found is None else torch.maximum(found, largest)
+            if (found > 0).all():
                 break
-    if values is None:
-        return None
-    values = values.tolist()
-    return [value or max(values) or 1 for value in values]
+    if found is None:
+        return list(declared or [50 * (k + 1) for k in range(classes)])  # DLStudio's
+    found = found.tolist()
+    if declared is None or len(declared) != len(found):
+        declared = [max(found) or 1] * len(found)
+    return [value or other for value, other in zip(found, declared, strict=True)]
+
+
+def expects_logits(criterion):
+    """Whether a loss reads outputs as logits, so that its masks are 0 and 1."""
+    return getattr(criterion, "logits", isinstance(criterion, nn.BCEWithLogitsLoss))
 
 
 def read_state_dict(path, net, device):
