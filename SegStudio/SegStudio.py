@@ -35,6 +35,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import skimage.segmentation
@@ -150,13 +151,13 @@ class SegStudio:
         with (self.run_dir / "log.txt").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
-    def write_json(self, name: str, content) -> None:
+    def write_json(self, name: str, content: Any) -> None:
         """Write `content` to the file `name` in the run's folder."""
         text = json.dumps(content, indent=2, default=str) + "\n"
         write = self.write_atomically
         write(self.run_dir / name, lambda part: part.write_text(text, encoding="utf-8"))
 
-    def new_figure(self, **options) -> Figure:
+    def new_figure(self, **options: Any) -> Figure:
         """A matplotlib figure. It has a window where show=True."""
         if self.show:
             import matplotlib.pyplot as plt  # only here: it may start a window system
@@ -692,7 +693,8 @@ class SegStudio:
                 self.head = nn.Conv2d(stem, out_channels, 3, padding=1)
 
             @staticmethod
-            def conv(in_ch, out_ch):
+            def conv(in_ch: int, out_ch: int) -> nn.Sequential:
+                """A 3x3 convolution, BatchNorm and ReLU."""
                 return nn.Sequential(
                     nn.Conv2d(in_ch, out_ch, 3, padding=1, bias=False),
                     nn.BatchNorm2d(out_ch),
@@ -732,6 +734,7 @@ class SegStudio:
 
             def __init__(self, batch_size=None):
                 super().__init__()
+                self.batch_size = batch_size  # the homework's argument; any batch works
 
             def forward(self, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
                 if output.shape != mask.shape:
@@ -755,6 +758,7 @@ class SegStudio:
 
             def __init__(self, batch_size=None):
                 super().__init__()
+                self.batch_size = batch_size  # the homework's argument; any batch works
 
             def forward(self, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
                 if output.shape != mask.shape:
@@ -793,6 +797,7 @@ class SegStudio:
                 super().__init__()
                 if form not in ("squared", "linear", "pixelwise"):
                     raise ValueError(f'form is "squared", "linear" or "pixelwise", not {form!r}')
+                self.batch_size = batch_size  # the homework's argument; any batch works
                 self.form = form
                 self.smooth = smooth
                 self.eps = eps
@@ -839,6 +844,7 @@ class SegStudio:
                 super().__init__()
                 if base not in ("mse", "mae"):
                     raise ValueError(f'base is "mse" or "mae", not {base!r}')
+                self.batch_size = batch_size  # the homework's argument; any batch works
                 self.dice_scale = dice_scale
                 self.base = base
                 self.eps = eps
@@ -887,6 +893,7 @@ class SegStudio:
 
             def __init__(self, batch_size=None, dice_scale=1.0, smooth=1.0, *, batch_dice=True):
                 super().__init__()
+                self.batch_size = batch_size  # the homework's argument; any batch works
                 self.dice_scale = dice_scale
                 self.smooth = smooth
                 self.dims = (0, 2, 3) if batch_dice else (2, 3)
@@ -929,6 +936,7 @@ class SegStudio:
 
             def __init__(self, batch_size=None):
                 super().__init__()
+                self.batch_size = batch_size  # the homework's argument; any batch works
 
             def forward(self, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
                 if output.shape != mask.shape:
@@ -1155,17 +1163,17 @@ class SegStudio:
 
         def training_loop(
             self,
-            net,
-            loader,
-            criterion,
-            optimizer,
-            recorder,
+            net: nn.Module,
+            loader: DataLoader,
+            criterion: nn.Module,
+            optimizer: torch.optim.Optimizer,
+            recorder: "TrainingRecorder",
             *,
-            scheduler=None,
-            augment=None,
-            clip_grad_norm=None,
-            bf16=False,
-        ):
+            scheduler: Any = None,
+            augment: Callable | None = None,
+            clip_grad_norm: float | None = None,
+            bf16: bool = False,
+        ) -> None:
             """The epoch loop, the batch loop and the step: all that training is.
 
             Each step moves every weight a little against the gradient of the loss of one batch.
@@ -1177,7 +1185,7 @@ class SegStudio:
                 for batch in loader:
                     images = batch["image"].to(device)  # (N, 3, H, W), 0..255
                     masks = batch["mask_tensor"].to(device).float()  # (N, C, H, W), 0 or mask value
-                    if getattr(criterion, "logits", False):
+                    if expects_logits(criterion):
                         masks = (masks > 0).float()  # 0 or 1
                     if augment is not None:
                         images, masks = augment(images, masks)
@@ -1195,7 +1203,9 @@ class SegStudio:
                     if recorder.finished:
                         break
 
-        def run_code_for_training_for_semantic_segmentation(self, net: nn.Module, **options):
+        def run_code_for_training_for_semantic_segmentation(
+            self, net: nn.Module, **options: Any
+        ) -> "TrainingHistory":
             """Train with the mean squared error, as DLStudio does; returns the TrainingHistory.
 
             The options are those of custom_run_code_for_training_for_semantic_segmentation.
@@ -1210,8 +1220,8 @@ class SegStudio:
             *,
             criterion: nn.Module | None = None,
             dice_form: str = "squared",
-            optimizer=None,
-            scheduler=None,
+            optimizer: Any = None,
+            scheduler: Any = None,
             augment: Callable | None = None,
             clip_grad_norm: float | None = None,
             precision: str = "fp32",
@@ -1222,7 +1232,7 @@ class SegStudio:
             evaluate_every: int | None = None,
             evaluate_on: Dataset | float | None = None,
             resume: bool = False,
-        ):
+        ) -> "TrainingHistory":
             """Train `net` on self.train_dataloader with a loss of your choice, and save it.
 
             Args:
@@ -1288,7 +1298,7 @@ class SegStudio:
             scheduler = make_scheduler(scheduler, optimizer, recorder)
             facts = training_facts(self, recorder, scheduler, augment, clip_grad_norm, bf16)
             recorder.begin(scheduler, facts, resume)
-            net.output_spec = self.data_spec() | {"logits": getattr(criterion, "logits", False)}
+            net.output_spec = self.data_spec() | {"logits": expects_logits(criterion)}
             self.training_loop(
                 net, loader, criterion, optimizer, recorder, scheduler=scheduler,
                 augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
@@ -1356,14 +1366,9 @@ class SegStudio:
             """How an output is read if only the data at hand says it: class names, mask values."""
             dataset = innermost(self.dataserver_test or self.dataserver_train)
             names = getattr(dataset, "class_names", self.dl_studio.class_labels)
-            values = getattr(dataset, "mask_values", None)
-            if values is None and dataset is not None:
-                values = find_mask_values(dataset)
-            if values is None:
-                values = [50 * (k + 1) for k in range(len(names))]  # DLStudio's
             return {
                 "class_names": list(names),
-                "mask_values": list(values),
+                "mask_values": find_mask_values(dataset, len(names)),
                 "logits": False,
                 "image_size": list(self.dl_studio.image_size),
             }
@@ -1687,7 +1692,7 @@ class SegStudio:
                 heading="The test images with the lowest IoU",
             )
 
-        def save_loss_figure(self, history) -> Path:
+        def save_loss_figure(self, history: "TrainingHistory") -> Path:
             """The training loss, and each of its terms, over the iterations."""
             palette = SegStudio.PALETTE
             figure = self.dl_studio.new_figure(figsize=(7, 4.2), dpi=120, layout="constrained")
@@ -1706,7 +1711,9 @@ class SegStudio:
             return self.dl_studio.save_figure(figure, "loss.png")
 
         @staticmethod
-        def probe_output_coverage(net, image_size, *, in_channels=3, probes=8):
+        def probe_output_coverage(
+            net: nn.Module, image_size: Sequence[int], *, in_channels: int = 3, probes: int = 8
+        ) -> tuple:
             """Which output pixels can depend on the input at all?
 
             Feeds random images to any segmentation network in eval mode and marks the output
@@ -2516,19 +2523,32 @@ def innermost(dataset):
     return dataset
 
 
-def find_mask_values(dataset):
-    """The largest value in each mask plane; reading stops when every plane had a pixel set."""
-    values = None
+def find_mask_values(dataset, classes):
+    """The value of a set pixel in each mask plane, as the dataset's masks have it.
+
+    The dataset's own `mask_values` are only used for planes that are empty in its first images: a
+    student's subclass may return other masks than its parent.
+    """
+    declared = getattr(dataset, "mask_values", None)
+    found = None
     with torch.random.fork_rng(devices=[]):  # the items of some datasets draw random numbers
-        for index in range(len(dataset)):
-            largest = torch.as_tensor(dataset[index]["mask_tensor"]).flatten(1).amax(dim=1)
-            values = largest if values is None else torch.maximum(values, largest)
-            if (values > 0).all():
+        for index in range(min(100, len(dataset or ()))):
+            masks = torch.as_tensor(dataset[index]["mask_tensor"])
+            largest = masks.flatten(1).amax(dim=1)
+            found = largest if found is None else torch.maximum(found, largest)
+            if (found > 0).all():
                 break
-    if values is None:
-        return None
-    values = values.tolist()
-    return [value or max(values) or 1 for value in values]
+    if found is None:
+        return list(declared or [50 * (k + 1) for k in range(classes)])  # DLStudio's
+    found = found.tolist()
+    if declared is None or len(declared) != len(found):
+        declared = [max(found) or 1] * len(found)
+    return [value or other for value, other in zip(found, declared, strict=True)]
+
+
+def expects_logits(criterion):
+    """Whether a loss reads outputs as logits, so that its masks are 0 and 1."""
+    return getattr(criterion, "logits", isinstance(criterion, nn.BCEWithLogitsLoss))
 
 
 def read_state_dict(path, net, device):
