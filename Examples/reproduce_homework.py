@@ -148,7 +148,7 @@ def run_shapes(experiment, run_name, seed, flags, step):
             dice_scale=experiment.dice_scale,
             max_seconds=flags.seconds,
             log_every=25 if flags.quick else 500,
-            evaluate_every=100 if flags.quick else len(segmenter.train_dataloader),
+            evaluate_every=50 if flags.quick else len(segmenter.train_dataloader),
             resume=step == "resume",
         )
     quarter = -(-len(segmenter.test_dataloader) // 4)  # rounded up: four test batches are shown
