@@ -307,11 +307,12 @@ def prepare(options, split):
         for sentence in left_out + preparer.dropped:
             print(sentence, file=sys.stderr)
     say(f"{sum(preparer.kept.values())} images and masks: {manifest.parent}")
-    if selection.repeated_images:
+    repeated = len(selection.repeated_images)
+    if repeated:
         print(
-            f"Warning: {len(selection.repeated_images)} photos are in the {split} set more than "
-            "once, with different masks. A network with one output channel cannot learn both; "
-            "--single-instance selected avoids it.",
+            f"Warning: {repeated} {'photo is' if repeated == 1 else 'photos are'} in the {split} "
+            "set more than once, with different masks. A network with one output channel cannot "
+            "learn both; --single-instance selected avoids it.",
             file=sys.stderr,
         )
     if left_out:

@@ -41,9 +41,12 @@ def is_prepared(folder):
 
 
 def has_single_objects(folder):
-    """Whether no photo is in the set twice; earlier versions drew such sets."""
-    manifests = [json.loads((folder / split / "manifest.json").read_text()) for split in SPLITS]
-    return all(manifest["options"]["single_instance"] == "selected" for manifest in manifests)
+    """Whether no photo is in the set twice. Earlier versions drew such sets."""
+    try:
+        manifests = [json.loads((folder / split / "manifest.json").read_text()) for split in SPLITS]
+        return all(manifest["options"]["single_instance"] == "selected" for manifest in manifests)
+    except (ValueError, KeyError, TypeError):  # damaged
+        return False
 
 
 def explain(folder, size):
