@@ -2119,8 +2119,43 @@ LABEL_MAP = {"rectangle": 50, "triangle": 100, "disk": 150, "oval": 200, "star":
 SHAPES = ImageCache.record_type(classes=5, height=64, width=64, boxes=5)
 
 
+class NumberType:
+    """Stands in for numpy.dtype while an archive is read: the type of an array of numbers.
+
+    numpy.dtype itself would also make "Python objects" out of the bytes of an archive: pointers
+    that a hostile archive chooses.
+    """
+
+    def __init__(self, name, *_):
+        if not isinstance(name, str) or np.dtype(name).kind not in "biuf":
+            raise ValueError(f"it has an array of {name!r}, which is not a type of numbers")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state):
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class NumberArray(np.ndarray):
+    """An array of numbers: it takes its state from a pickle with a NumberType."""
+
+    def __setstate__(self, state):
+        version, shape, number_type, is_fortran, data = state
+        super().__setstate__((version, shape, number_type.dtype, is_fortran, data))
+
+
+def array_from_buffer(data, number_type, *layout):
+    # numpy moved this function between its versions, so it is taken from an array.
+    numpy_function = np.zeros(1).__reduce_ex__(5)[0]
+    return numpy_function(data, number_type.dtype, *layout)
+
+
+def make_scalar(number_type, data):
+    data = data.encode("latin1") if isinstance(data, str) else data  # Python 2's
+    return np.frombuffer(data, number_type.dtype)[0]
+
+
 class ArchiveUnpickler(pickle.Unpickler):
-    """Reads a pickle of containers, numbers, strings and numpy arrays, and nothing else.
+    """Reads a pickle of containers, numbers, strings and arrays of numbers, and nothing else.
 
     A pickle is a program, and loading it runs it: one line of it could delete your files. This
     reader refuses by name every function that such data does not need. A hostile archive can still
@@ -2128,12 +2163,11 @@ class ArchiveUnpickler(pickle.Unpickler):
     """
 
     ALLOWED = {
-        # numpy moved these functions between its versions, so they are taken from an array.
-        "_reconstruct": np.zeros(1).__reduce__()[0],
-        "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
-        "scalar": np.uint8(1).__reduce__()[0],
-        "ndarray": np.ndarray,
-        "dtype": np.dtype,
+        "_reconstruct": lambda *_: NumberArray(0),  # its __setstate__ follows
+        "_frombuffer": array_from_buffer,
+        "scalar": make_scalar,
+        "ndarray": None,  # only named, as an argument of _reconstruct
+        "dtype": lambda *args: NumberType(*args),  # a function: a pickle could change a class
         "encode": lambda text, encoding: text.encode("latin1"),  # bytes in protocol 2
         **{kind.__name__: kind for kind in (bytes, bytearray, set, frozenset, list, dict, tuple)},
     }
