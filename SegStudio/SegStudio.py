@@ -2183,9 +2183,11 @@ class ArchiveUnpickler(pickle.Unpickler):
 def find_archive(dl_studio, dataset_file):
     """The path of an archive of shapes, dataroot/dataset_file, of images of 64x64."""
     # DLStudio joins both as text, so that a dataroot may also be the start of the file's name.
-    joined = Path(f"{dl_studio.dataroot}{dataset_file}").expanduser()
-    archive = Path(dl_studio.dataroot).expanduser() / dataset_file
-    archive = joined if joined.is_file() else archive
+    root = Path(dl_studio.dataroot).expanduser()
+    archive = root / dataset_file
+    joined = Path(f"{root}{dataset_file}")
+    if not archive.is_file() and joined.is_file():
+        archive = joined
     if not archive.is_file():
         raise FileNotFoundError(
             f"{archive} is not there: take it from datasets_for_DLStudio.tar.gz of Avinash Kak's "
