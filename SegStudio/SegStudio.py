@@ -2028,7 +2028,8 @@ class ImageCache:
 
     def __init__(self, path, num_images=None):
         records = np.load(path, mmap_mode="r")
-        if records.offset + records.nbytes != Path(path).stat().st_size:
+        whole = records.offset + records.nbytes == Path(path).stat().st_size
+        if not whole or records.dtype.names != ("image", "mask", "box", "category"):
             raise ValueError(f"{path} is not a complete cache file")
         self.path = path
         self.take(records[:num_images])
