@@ -218,6 +218,38 @@ def test_a_subclass_may_override_items(tmp_path):
     assert torch.equal(batch["image"], 2 * plain["image"])
 
 
+@pytest.mark.parametrize("container", ["dict", "list"])
+def test_items_of_the_students_own_may_be_assigned(tmp_path, container):
+    """DLStudio's scripts shorten, reorder and replace self.dataset."""
+    dataset = load(pack([make_items(), LABELS], tmp_path / NAME))
+    items = make_items(4, seed=9)
+    dataset.dataset = dict(enumerate(items)) if container == "dict" else items
+    check(dataset, items)
+    check(pickle.loads(pickle.dumps(dataset)), items)  # as a DataLoader worker gets it
+    with pytest.raises(IndexError):
+        dataset[4]
+
+
+def test_items_can_be_filtered_as_a_dict(tmp_path):
+    items = make_items()
+    dataset = load(pack([items, LABELS], tmp_path / NAME))
+    assert list(dataset.dataset) == list(dataset.dataset.keys()) == list(range(6))
+    assert len(dataset.dataset) == 6
+    kept = [item for number, item in dataset.dataset.items() if number % 2]
+    dataset.dataset = dict(enumerate(kept))
+    check(dataset, items[1::2])
+
+
+def test_assigned_items_are_checked(tmp_path):
+    dataset = load(pack([make_items(), LABELS], tmp_path / NAME))
+    items = make_items(3)
+    items[2][3] = items[2][3][:4]
+    with pytest.raises(ValueError, match="4 planes instead of 5"):
+        dataset.dataset = items
+    check(dataset, make_items())
+
+
+@pytest.mark.slow
 def test_workers_map_the_file_anew(tmp_path):
     dataset = load(pack([make_items(), LABELS], tmp_path / NAME), num_images=5)
     assert len(pickle.dumps(dataset)) < 2000

@@ -79,7 +79,7 @@ def test_it_learns(experiment, small_net):
 def test_it_prints_dlstudios_lines(experiment, small_net, capsys):
     segmenter = experiment(train=20, epochs=2)
     history = segmenter.run_code_for_training_for_semantic_segmentation(
-        small_net(), report_every=2
+        small_net(), log_every=2
     )  # fmt: skip
     printed = capsys.readouterr().out
     pattern = (
@@ -95,7 +95,7 @@ def test_it_prints_dlstudios_lines(experiment, small_net, capsys):
 
 def test_the_history_and_losses_csv(experiment, small_net):
     segmenter = experiment(train=20, epochs=2)
-    history = train(segmenter, small_net(), report_every=2)
+    history = train(segmenter, small_net(), log_every=2)
     assert history.loss_name == "MSE"
     assert history.iterations == 10
     assert history.seconds > 0
@@ -110,8 +110,8 @@ def test_the_history_and_losses_csv(experiment, small_net):
 
 
 def test_reported_losses_are_means_of_their_interval(experiment, small_net):
-    each = train(experiment(train=20), small_net(), report_every=1).losses
-    pairs = train(experiment(train=20), small_net(), report_every=2).losses
+    each = train(experiment(train=20), small_net(), log_every=1).losses
+    pairs = train(experiment(train=20), small_net(), log_every=2).losses
     assert pairs == pytest.approx([sum(each[:2]) / 2, sum(each[2:4]) / 2, each[4]])
 
 
@@ -155,7 +155,7 @@ def test_the_same_seed_gives_the_same_weights_with_any_number_of_workers(experim
     def run(seed, num_workers=0):
         segmenter = experiment(train=12, epochs=2, seed=seed, num_workers=num_workers)
         net = segmenter.mUnet(depth=2, width=4)
-        history = train(segmenter, net, report_every=1)
+        history = train(segmenter, net, log_every=1)
         return weights(net), history.losses
 
     first, losses = run(5)
@@ -223,7 +223,7 @@ def test_resume_gives_the_weights_of_an_uninterrupted_run(
             "Combined",
             dice_scale=50,
             dice_form="squared",
-            report_every=2,
+            log_every=2,
             **options(net),
             **more,
         )
@@ -236,7 +236,7 @@ def test_resume_gives_the_weights_of_an_uninterrupted_run(
     _, whole, history = run("whole")
     with pytest.raises(Interrupted):
         if moment == "report":
-            run("cut", on_report=stop)
+            run("cut", on_log=stop)
         else:
             run("cut", train_set=Fragile(12))
     # The new process starts with other weights and another seed: all comes from the checkpoint.
@@ -327,7 +327,7 @@ def test_combined_logs_both_terms_and_how_hard_each_pulls(experiment, small_net)
     segmenter = experiment(train=4)
     net = small_net()
     twin = copy.deepcopy(net)
-    history = train(segmenter, net, "Combined", dice_scale=200, report_every=1)
+    history = train(segmenter, net, "Combined", dice_scale=200, log_every=1)
     (row,) = rows(segmenter)
     (batch,) = list(torch.utils.data.DataLoader(segmenter.dataserver_train, 4))
     output, mask = twin(batch["image"]), batch["mask_tensor"].float()
@@ -346,7 +346,7 @@ def test_combined_logs_both_terms_and_how_hard_each_pulls(experiment, small_net)
 
 def test_terms_are_means_over_the_interval(experiment, small_net):
     segmenter = experiment(train=24)
-    train(segmenter, small_net(), "Combined", dice_scale=20, dice_form="squared", report_every=3)
+    train(segmenter, small_net(), "Combined", dice_scale=20, dice_form="squared", log_every=3)
     for row in rows(segmenter):
         assert float(row["mse"]) + float(row["dice"]) == pytest.approx(float(row["loss"]))
         assert float(row["grad_norm_mse"]) > 0
@@ -369,9 +369,9 @@ class FailsAt(nn.Module):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize(("iteration", "report_every"), [(1, 500), (4, 500), (4, 2), (5, 3)])
+@pytest.mark.parametrize(("iteration", "log_every"), [(1, 500), (4, 500), (4, 2), (5, 3)])
 def test_a_loss_that_is_not_finite_stops_training(
-    experiment, small_net, tmp_path, value, iteration, report_every
+    experiment, small_net, tmp_path, value, iteration, log_every
 ):
     saved = tmp_path / "saved_model"
     segmenter = experiment(train=12, epochs=2, path_saved_model=saved)
@@ -379,7 +379,7 @@ def test_a_loss_that_is_not_finite_stops_training(
         path.write_bytes(b"an older model")
     net = small_net()
     with pytest.raises(FloatingPointError) as caught:
-        train(segmenter, net, FailsAt(iteration, value), report_every=report_every)
+        train(segmenter, net, FailsAt(iteration, value), log_every=log_every)
     message = str(caught.value)
     assert f"FailsAt loss became {value:g} at iteration {iteration} " in message
     assert re.search(r"outputs from -?[\d.e+-]+ to -?[\d.e+-]+", message)
@@ -415,7 +415,7 @@ def test_evaluate_every_scores_a_held_out_part(experiment, small_net):
         return images, masks
 
     net = small_net()
-    history = train(segmenter, net, evaluate_every=2, held_out=0.2, report_every=3, augment=look)
+    history = train(segmenter, net, evaluate_every=2, evaluate_on=0.2, log_every=3, augment=look)
     assert len(seen) == 16, "four images are held out"
     assert history.iterations == 4
     evaluated = [row for row in rows(segmenter) if row["mean_iou"]]
@@ -426,15 +426,15 @@ def test_evaluate_every_scores_a_held_out_part(experiment, small_net):
     ]
     subset = torch.utils.data.Subset(segmenter.dataserver_train, held_out)
     expected = segmenter.score(net, torch.utils.data.DataLoader(subset, 4)).compute()
-    for name in ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_f1"):
+    for name in ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_iou"):
         if expected[name] is not None:
             assert float(evaluated[-1][name]) == pytest.approx(expected[name])
 
 
 def test_evaluating_does_not_change_the_training(experiment, small_net):
     first, second = small_net(), small_net()
-    train(experiment(train=20), first, evaluate_every=1, held_out=0.2)
-    train(experiment(train=20), second, evaluate_every=100, held_out=0.2)
+    train(experiment(train=20), first, evaluate_every=1, evaluate_on=0.2)
+    train(experiment(train=20), second, evaluate_every=100, evaluate_on=0.2)
     assert torch.equal(weights(first), weights(second))
 
 
@@ -458,7 +458,7 @@ def test_a_scheduler_of_torch_is_stepped_after_each_iteration(experiment, small_
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.1)
     segmenter = experiment(train=20)
-    train(segmenter, net, optimizer=optimizer, scheduler=scheduler, report_every=1)
+    train(segmenter, net, optimizer=optimizer, scheduler=scheduler, log_every=1)
     assert column(segmenter, "learning_rate") == pytest.approx([1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
 
 
@@ -517,7 +517,7 @@ def test_channels_last_changes_the_memory_order_alone(experiment, small_net):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("report_every", 0), ("evaluate_every", 0), ("evaluate_every", -3), ("max_seconds", 0),
+        ("log_every", 0), ("evaluate_every", 0), ("evaluate_every", -3), ("max_seconds", 0),
         ("max_seconds", -1.0), ("precision", "fp16"),
     ],
 )  # fmt: skip
@@ -530,13 +530,13 @@ def test_impossible_options_are_named(experiment, small_net, tmp_path, name, val
 @pytest.mark.parametrize("held_out", [0, 1, 0.01])
 def test_a_held_out_part_leaves_images_on_both_sides(experiment, small_net, held_out):
     with pytest.raises(ValueError, match="held_out"):
-        train(experiment(), small_net(), evaluate_every=1, held_out=held_out)
+        train(experiment(), small_net(), evaluate_every=1, evaluate_on=held_out)
 
 
 def test_a_loader_of_the_students_own(experiment, small_net):
     segmenter = experiment()
     segmenter.train_dataloader = torch.utils.data.DataLoader(segmenter.dataserver_train, 3)
-    assert train(segmenter, small_net(), report_every=1).iterations == 4
+    assert train(segmenter, small_net(), log_every=1).iterations == 4
 
 
 # ---- testing ------------------------------------------------------------------------------------
@@ -566,7 +566,7 @@ def test_testing_uses_eval_and_every_image_and_writes_the_scores(trained, monkey
     written = json.loads((segmenter.dl_studio.run_dir / "metrics.json").read_text())
     assert written.pop("before") == before.compute()
     assert written == scores.compute()
-    assert list(written)[:4] == ["mean_iou", "mean_dice", "pixel_accuracy", "boundary_f1"]
+    assert list(written)[:4] == ["mean_iou", "mean_dice", "pixel_accuracy", "boundary_iou"]
     assert list(written["classes"]) == ["rectangle", "triangle", "disk", "oval", "star"]
     log = (segmenter.dl_studio.run_dir / "log.txt").read_text()
     assert "Scores on 6 test images" in log
