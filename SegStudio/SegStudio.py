@@ -2824,6 +2824,7 @@ class TrainingRecorder:
         self.evaluate_every = evaluate_every
         self.evaluate = evaluate
         self.order = order  # the generator of the order of the images, if it is ours
+        self.seed = dl_studio.seed
         self.scheduler = None
         self.history = TrainingHistory(getattr(criterion, "name", type(criterion).__name__))
         self.epochs_done = 0
@@ -2845,7 +2846,7 @@ class TrainingRecorder:
         ) as self.bar:  # fmt: skip
             while not self.finished:
                 if self.order is not None:  # each epoch has an order of its own, resumed or not
-                    self.order.manual_seed(1_000_003 * self.dl_studio.seed + self.epochs_done)
+                    self.order.manual_seed(1_000_003 * self.seed + self.epochs_done)
                 yield self.epochs_done + 1
                 if self.count:
                     self.write_log()
@@ -2991,6 +2992,7 @@ class TrainingRecorder:
         """Write checkpoint.pt: all that continues the training as if it had not stopped."""
         state = {name: part.state_dict() for name, part in self.parts().items()}
         state["epochs_done"] = self.epochs_done
+        state["seed"] = self.seed
         state["history"] = vars(self.history)
         state["random"] = torch.get_rng_state()
         path = self.dl_studio.run_dir / "checkpoint.pt"
@@ -3008,6 +3010,7 @@ class TrainingRecorder:
             torch.set_rng_state(state["random"].cpu())
             vars(self.history).update(state["history"])
             self.epochs_done = state["epochs_done"]
+            self.seed = self.seed if state["seed"] is None else state["seed"]
         except Exception as error:  # torch.load raises nearly anything on a damaged file
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(
