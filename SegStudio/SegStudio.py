@@ -2023,7 +2023,8 @@ class ImageCache:
 
     def __init__(self, path, num_images=None):
         records = np.load(path, mmap_mode="r")
-        if records.offset + records.nbytes != Path(path).stat().st_size:
+        whole = records.offset + records.nbytes == Path(path).stat().st_size
+        if not whole or records.dtype.names != ("image", "mask", "box", "category"):
             raise ValueError(f"{path} is not a complete cache file")
         self.path = path
         self.take(records[:num_images])
@@ -2114,8 +2115,43 @@ LABEL_MAP = {"rectangle": 50, "triangle": 100, "disk": 150, "oval": 200, "star":
 SHAPES = ImageCache.record_type(classes=5, height=64, width=64, boxes=5)
 
 
+class NumberType:
+    """Stands in for numpy.dtype while an archive is read: the type of an array of numbers.
+
+    numpy.dtype itself would also make "Python objects" out of the bytes of an archive: pointers
+    that a hostile archive chooses.
+    """
+
+    def __init__(self, name, *_):
+        if not isinstance(name, str) or np.dtype(name).kind not in "biuf":
+            raise ValueError(f"it has an array of {name!r}, which is not a type of numbers")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state):
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class NumberArray(np.ndarray):
+    """An array of numbers: it takes its state from a pickle with a NumberType."""
+
+    def __setstate__(self, state):
+        version, shape, number_type, is_fortran, data = state
+        super().__setstate__((version, shape, number_type.dtype, is_fortran, data))
+
+
+def array_from_buffer(data, number_type, *layout):
+    # numpy moved this function between its versions, so it is taken from an array.
+    numpy_function = np.zeros(1).__reduce_ex__(5)[0]
+    return numpy_function(data, number_type.dtype, *layout)
+
+
+def make_scalar(number_type, data):
+    data = data.encode("latin1") if isinstance(data, str) else data  # Python 2's
+    return np.frombuffer(data, number_type.dtype)[0]
+
+
 class ArchiveUnpickler(pickle.Unpickler):
-    """Reads a pickle of containers, numbers, strings and numpy arrays, and nothing else.
+    """Reads a pickle of containers, numbers, strings and arrays of numbers, and nothing else.
 
     A pickle is a program, and loading it runs it: one line of it could delete your files. This
     reader refuses by name every function that such data does not need. A hostile archive can still
@@ -2123,12 +2159,11 @@ class ArchiveUnpickler(pickle.Unpickler):
     """
 
     ALLOWED = {
-        # numpy moved these functions between its versions, so they are taken from an array.
-        "_reconstruct": np.zeros(1).__reduce__()[0],
-        "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
-        "scalar": np.uint8(1).__reduce__()[0],
-        "ndarray": np.ndarray,
-        "dtype": np.dtype,
+        "_reconstruct": lambda *_: NumberArray(0),  # its __setstate__ follows
+        "_frombuffer": array_from_buffer,
+        "scalar": make_scalar,
+        "ndarray": None,  # only named, as an argument of _reconstruct
+        "dtype": lambda *args: NumberType(*args),  # a function: a pickle could change a class
         "encode": lambda text, encoding: text.encode("latin1"),  # bytes in protocol 2
         **{kind.__name__: kind for kind in (bytes, bytearray, set, frozenset, list, dict, tuple)},
     }
@@ -2144,9 +2179,11 @@ class ArchiveUnpickler(pickle.Unpickler):
 def find_archive(dl_studio, dataset_file):
     """The path of an archive of shapes, dataroot/dataset_file, of images of 64x64."""
     # DLStudio joins both as text, so that a dataroot may also be the start of the file's name.
-    joined = Path(f"{dl_studio.dataroot}{dataset_file}").expanduser()
-    archive = Path(dl_studio.dataroot).expanduser() / dataset_file
-    archive = joined if joined.is_file() else archive
+    root = Path(dl_studio.dataroot).expanduser()
+    archive = root / dataset_file
+    joined = Path(f"{root}{dataset_file}")
+    if not archive.is_file() and joined.is_file():
+        archive = joined
     if not archive.is_file():
         raise FileNotFoundError(
             f"{archive} is not there: take it from datasets_for_DLStudio.tar.gz of Avinash Kak's "
@@ -2795,6 +2832,7 @@ class TrainingRecorder:
         self.evaluate_every = evaluate_every
         self.evaluate = evaluate
         self.order = order  # the generator of the order of the images, if it is ours
+        self.seed = dl_studio.seed
         self.scheduler = None
         self.history = TrainingHistory(getattr(criterion, "name", type(criterion).__name__))
         self.epochs_done = 0
@@ -2816,7 +2854,7 @@ class TrainingRecorder:
         ) as self.bar:  # fmt: skip
             while not self.finished:
                 if self.order is not None:  # each epoch has an order of its own, resumed or not
-                    self.order.manual_seed(1_000_003 * self.dl_studio.seed + self.epochs_done)
+                    self.order.manual_seed(1_000_003 * self.seed + self.epochs_done)
                 yield self.epochs_done + 1
                 if self.count:
                     self.write_log()
@@ -2962,6 +3000,7 @@ class TrainingRecorder:
         """Write checkpoint.pt: all that continues the training as if it had not stopped."""
         state = {name: part.state_dict() for name, part in self.parts().items()}
         state["epochs_done"] = self.epochs_done
+        state["seed"] = self.seed
         state["history"] = vars(self.history)
         state["random"] = torch.get_rng_state()
         path = self.dl_studio.run_dir / "checkpoint.pt"
@@ -2979,6 +3018,7 @@ class TrainingRecorder:
             torch.set_rng_state(state["random"].cpu())
             vars(self.history).update(state["history"])
             self.epochs_done = state["epochs_done"]
+            self.seed = self.seed if state["seed"] is None else state["seed"]
         except Exception as error:  # torch.load raises nearly anything on a damaged file
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(
