@@ -337,13 +337,14 @@ class SegStudio:
             """Photos with one object each, from a folder that Datasets/prepare_coco.py wrote.
 
             The homework's bonus task: one class of thing per photo, one output channel. The core
-            of the preparation is short; pycocotools does the work (Datasets/coco_annotations.py):
+            of the preparation is short; pycocotools does the work:
                 coco = COCO("instances_train2017.json")
                 for image_id in coco.getImgIds(catIds=dog_ids):
                     annotations = coco.loadAnns(coco.getAnnIds(image_id))
                     if len(annotations) == 1 and min(annotations[0]["bbox"][2:]) >= 200:
                         mask = 255 * coco.annToMask(annotations[0])  # (H, W) of 0 and 255
-            Images and masks are then resized to one size and saved.
+            Images and masks are then resized to one size and saved. Datasets/coco_single_object.py
+            has it in full, ready to copy.
 
             An item is a dict like that of the shapes, so that the same loop trains on both:
                 image        (3, H, W) float32, 0..255
