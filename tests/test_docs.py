@@ -57,6 +57,12 @@ def test_relative_links_and_images_exist(page):
             assert anchor in anchors(target), f"{page.name} links to {link}"
 
 
+def test_no_heading_starts_with_a_digit():
+    """Its anchor would too. MkDocs' script stops at such an anchor, and tables lose their style."""
+    for page in (ROOT / "doc").glob("*.md"):
+        assert not [anchor for anchor in anchors(page) if anchor[:1].isdigit()], page.name
+
+
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in (ROOT / "doc").glob("*.md"):
