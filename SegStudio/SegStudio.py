@@ -1296,9 +1296,10 @@ class SegStudio:
                 order=self.order if loader.generator is self.order else None,
             )
             scheduler = make_scheduler(scheduler, optimizer, recorder)
-            facts = training_facts(self, recorder, scheduler, augment, clip_grad_norm, bf16)
+            spec = self.data_spec() | {"logits": getattr(criterion, "logits", False)}
+            facts = training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16)
             recorder.begin(scheduler, facts, resume)
-            net.output_spec = self.data_spec() | {"logits": getattr(criterion, "logits", False)}
+            net.output_spec = spec
             self.training_loop(
                 net, loader, criterion, optimizer, recorder, scheduler=scheduler,
                 augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
@@ -1364,11 +1365,12 @@ class SegStudio:
 
         def data_spec(self) -> dict:
             """How an output is read if only the data at hand says it: class names, mask values."""
-            dataset = innermost(self.dataserver_test or self.dataserver_train)
+            loader = loader_at_hand(self)
+            dataset = None if loader is None else innermost(loader.dataset)
             names = getattr(dataset, "class_names", self.dl_studio.class_labels)
             values = getattr(dataset, "mask_values", None)
-            if values is None and dataset is not None:
-                values = find_mask_values(dataset)
+            if values is None and loader is not None:
+                values = find_mask_values(loader)
             if values is None:
                 values = [50 * (k + 1) for k in range(len(names))]  # DLStudio's
             return {
@@ -1382,12 +1384,15 @@ class SegStudio:
             """How the output of `net` is read: as its training noted, else as the data says."""
             return getattr(net, "output_spec", None) or self.data_spec()
 
-        def binarize(self, net: nn.Module, output: torch.Tensor) -> torch.Tensor:
+        def binarize(
+            self, net: nn.Module, output: torch.Tensor, spec: dict | None = None
+        ) -> torch.Tensor:
             """The pred of an output (N, C, H, W): is a value nearer to the mask value than to 0?
 
-            A logit is compared with 0: a probability of one half.
+            A logit is compared with 0: a probability of one half. `spec` is output_spec_of(net),
+            for a caller that has it at hand.
             """
-            spec = self.output_spec_of(net)
+            spec = spec or self.output_spec_of(net)
             values = torch.tensor(spec["mask_values"], device=output.device)
             threshold = torch.zeros_like(values) if spec["logits"] else values / 2
             return output > threshold[:, None, None]
@@ -1413,13 +1418,14 @@ class SegStudio:
             on changes: weights, modes of the layers and random numbers stay as they were.
             """
             dataloader = self.test_dataloader if dataloader is None else dataloader
-            scores = self.SegmentationScores(self.output_spec_of(net)["class_names"])
-            with torch.random.fork_rng(devices=[]):
+            spec = self.output_spec_of(net)
+            scores = self.SegmentationScores(spec["class_names"])
+            with random_numbers_kept():
                 for number, batch in enumerate(
                     tqdm(dataloader, desc="scoring", disable=None, leave=False)
                 ):
                     output = self.infer(net, batch["image"])  # (N, C, H, W)
-                    pred = self.binarize(net, output)
+                    pred = self.binarize(net, output, spec)
                     mask = batch["mask_tensor"].to(pred.device) > 0
                     ious = scores.update(pred, mask, batch.get("category"))
                     if on_batch is not None:
@@ -1433,7 +1439,7 @@ class SegStudio:
             than half of the training masks.
             """
             total, count = 0.0, 0
-            with torch.random.fork_rng(devices=[]):
+            with random_numbers_kept():
                 for batch in self.train_dataloader:
                     total = total + (batch["mask_tensor"] > 0).double().sum(dim=0)  # (C, H, W)
                     count += len(batch["mask_tensor"])
@@ -2565,12 +2571,25 @@ def innermost(dataset):
     return dataset
 
 
-def find_mask_values(dataset):
+def loader_at_hand(segmenter):
+    """A loader of the training images; of the test images only where there are no others."""
+    given = (
+        segmenter.train_dataloader,
+        segmenter.dataserver_train,
+        segmenter.test_dataloader,
+        segmenter.dataserver_test,
+    )
+    data = next((data for data in given if data is not None), None)
+    return data if data is None or isinstance(data, DataLoader) else DataLoader(data)
+
+
+def find_mask_values(loader):
     """The largest value in each mask plane; reading stops when every plane had a pixel set."""
+    reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
     values = None
-    with torch.random.fork_rng(devices=[]):  # the items of some datasets draw random numbers
-        for index in range(len(dataset)):
-            largest = torch.as_tensor(dataset[index]["mask_tensor"]).flatten(1).amax(dim=1)
+    with random_numbers_kept():
+        for batch in reader:
+            largest = batch["mask_tensor"].amax(dim=(0, 2, 3))  # (C,)
             values = largest if values is None else torch.maximum(values, largest)
             if (values > 0).all():
                 break
@@ -2578,6 +2597,18 @@ def find_mask_values(dataset):
         return None
     values = values.tolist()
     return [value or max(values) or 1 for value in values]
+
+
+@contextlib.contextmanager
+def random_numbers_kept():
+    """Afterwards torch, numpy and random go on as if no random number had been drawn inside."""
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def read_state_dict(path, net, device):
@@ -3022,10 +3053,9 @@ class TrainingRecorder:
         self.dl_studio.log(f"Resuming after epoch {self.epochs_done}")
 
 
-def training_facts(segmenter, recorder, scheduler, augment, clip_grad_norm, bf16):
+def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16):
     """The content of settings.json: what is needed to know, or to repeat, what a run did."""
-    dls, net, loader = segmenter.dl_studio, recorder.net, recorder.loader
-    spec = segmenter.data_spec()
+    net, loader = recorder.net, recorder.loader
     options = {
         "scheduler": scheduler.function if isinstance(scheduler, FractionSchedule) else scheduler,
         "augment": augment,
