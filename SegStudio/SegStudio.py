@@ -1419,7 +1419,10 @@ class SegStudio:
             """
             dataloader = self.test_dataloader if dataloader is None else dataloader
             spec = self.output_spec_of(net)
-            scores = self.SegmentationScores(spec["class_names"])
+            class_names = spec["class_names"]
+            if len(spec["mask_values"]) == 1:  # one channel for all: the data knows the classes
+                class_names = getattr(innermost(dataloader.dataset), "class_names", class_names)
+            scores = self.SegmentationScores(class_names)
             with random_numbers_kept():
                 for number, batch in enumerate(
                     tqdm(dataloader, desc="scoring", disable=None, leave=False)
