@@ -260,3 +260,40 @@ def test_predicting_uses_the_size_that_the_net_was_trained_with(experiment, smal
     assert sizes == [(1, 3, 32, 32)]
     assert pred.shape == (5, 50, 90)
     assert pred.dtype == torch.bool
+
+
+class OneObject(Dataset):
+    """Photos with one object each: one plane, and a category that says which class it is of."""
+
+    mask_values = (255,)
+
+    def __init__(self, *class_names):
+        self.class_names = class_names
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, idx):
+        image = torch.zeros(3, 16, 16)
+        image[:, idx : idx + 5, 3:9] = 255
+        mask = image[:1].to(torch.uint8)
+        return {"image": image, "mask_tensor": mask, "category": idx % len(self.class_names)}
+
+
+def test_the_class_of_a_photo_is_known_by_the_data(tmp_path):
+    """One output channel for all classes: the net may meet classes that it was not trained on."""
+
+    class OneChannel(Copy):
+        def forward(self, x):
+            return x[:, :1] * self.scale
+
+    dls = SegStudio(results_dir=tmp_path, run_name="r", seed=0)
+    segmenter = Segmentation(dls, max_num_objects=1)
+    segmenter.load_Coco_dataset(OneObject("dog", "cat"), OneObject("dog", "cat"))
+    net = OneChannel()
+    train(segmenter, net, "Dice")
+    assert net.output_spec["class_names"] == ["dog", "cat"]
+    later = OneObject("motorcycle", "dog", "cake")
+    scores = segmenter.score(net, DataLoader(Subset(later, range(6)), 4)).compute()
+    assert list(scores["classes"]) == ["motorcycle", "dog", "cake"]
+    assert [row["iou"] for row in scores["classes"].values()] == [1, 1, 1]
