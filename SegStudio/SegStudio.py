@@ -1599,9 +1599,7 @@ class SegStudio:
             batch = {key: value[:8] for key, value in batch.items()}  # more are too small to see
             output = output[:8]
             if output.shape[1] != len(class_names) or "bbox_tensor" not in batch:
-                return self.save_panel_figure(
-                    batch, self.binarize(net, output), name, class_names=class_names
-                )
+                return self.save_panel_figure(batch, self.binarize(net, output), name)
             grid = self.make_test_grid(
                 batch["image"], batch["bbox_tensor"], self.to_mask_values(net, output)
             )
