@@ -297,3 +297,6 @@ def test_the_class_of_a_photo_is_known_by_the_data(tmp_path):
     scores = segmenter.score(net, DataLoader(Subset(later, range(6)), 4)).compute()
     assert list(scores["classes"]) == ["motorcycle", "dog", "cake"]
     assert [row["iou"] for row in scores["classes"].values()] == [1, 1, 1]
+    segmenter.load_Coco_dataset(later, later)
+    tested = segmenter.run_code_for_testing_semantic_segmentation(net)
+    assert tested.compute() == scores
