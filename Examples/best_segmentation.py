@@ -39,45 +39,73 @@ def schedule(done):
     return 0.5 + 0.5 * math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))
 
 
-def train(segmenter, seconds, **changes):
-    """Train the network of this recipe, or a changed one, for so many seconds; returns it."""
-    model = segmenter.mUnet(out_channels=len(CLASSES), **NETWORK | changes)
+def train(segmenter, seconds, evaluate_every=None):
+    """Train a UNet on the images of `segmenter` for so many seconds; returns it."""
+    net = segmenter.UNet(out_channels=len(CLASSES))
+    hidden, rest = segmenter.Muon.split(net)
+    course = Course()
     segmenter.custom_run_code_for_training_for_semantic_segmentation(
-        model,
-        loss_type="BCEDice",
-        optimizer=functools.partial(
-            torch.optim.AdamW, lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True
-        ),
-        scheduler=schedule,
+        net,
+        criterion=segmenter.SegmentationLossBCEDice(),
+        optimizer=[
+            segmenter.Muon(hidden, lr=MUON_RATE),
+            torch.optim.AdamW(rest, lr=ADAMW_RATE, betas=(0.9, 0.95)),
+        ],
+        scheduler=course.schedule,
         precision="auto",
         channels_last=True,
-        augment=augment,
+        augment=course.augment,
         max_seconds=seconds,
-        report_every=200,
+        log_every=200,
+        evaluate_every=evaluate_every,
     )
-    return model
+    return net
 
 
-def main():
-    flags = SegStudio.example_flags(
-        __doc__,
-        quick=(10000, None),
-        full=(10000, None),
-        extra={"--seconds": {"type": float, "metavar": "N", "help": "default 600, --quick 60"}},
+class Course:
+    """The learning rate and the augmentation, which both follow the fraction of training done."""
+
+    def __init__(self):
+        self.done = 0.0
+
+    def schedule(self, done):
+        """The factor on the learning rates: a warm-up, then half a cosine wave down to 0."""
+        self.done = done
+        if done < WARM_UP:
+            return 0.04 + 0.96 * done / WARM_UP
+        return 0.5 + 0.5 * math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))
+
+    def augment(self, images, masks):
+        images, masks = flip_and_turn(images, masks)
+        if self.done < COPY_PASTE:
+            images, masks = copy_paste(images, masks)
+        return images, masks
+
+
+def flip_and_turn(images, masks):
+    """Turn the batch by a random number of quarter turns, and mirror every second one."""
+    turns = int(torch.randint(4, ()))
+    images = torch.rot90(images, turns, dims=(2, 3))
+    masks = torch.rot90(masks, turns, dims=(2, 3))
+    if torch.rand(()) < 0.5:
+        images = images.flip(3)
+        masks = masks.flip(3)
+    return images, masks
+
+
+def copy_paste(images, masks):
+    """Paste the shapes of each image, turned, in front of those of the next image of the batch.
+
+    Source: Ghiasi et al., "Simple copy-paste is a strong data augmentation", CVPR 2021.
+    """
+    turns = int(torch.randint(4, ()))
+    front_images = torch.rot90(images.roll(1, dims=0), turns, dims=(2, 3))
+    front_masks = torch.rot90(masks.roll(1, dims=0), turns, dims=(2, 3))
+    covered = (front_masks > 0).any(dim=1, keepdim=True)  # (N, 1, H, W): a shape of any class
+    return (
+        torch.where(covered, front_images, images),
+        torch.where(covered, front_masks, masks),
     )
-    dls = SegStudio(
-        image_size=[64, 64],
-        batch_size=BATCH_SIZE,
-        classes=CLASSES,
-        use_gpu=True,
-        **flags.settings,
-    )
-    segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
-    segmenter.load_shapes(flags.train_images)
-    model = train(segmenter, flags.seconds or (60 if flags.quick else 600))
-    segmenter.run_code_for_testing_semantic_segmentation(model)
-    dls.log(f"\nPictures and numbers: {dls.run_dir}")
-    dls.log(f"Next: python Examples/predict.py IMAGE --model {dls.run_dir}")
 
 
 if __name__ == "__main__":
