@@ -30,7 +30,7 @@ from SegStudio import SegStudio
 
 CLASSES = ("rectangle", "triangle", "disk", "oval", "star")
 DEPTH = 4
-WIDTH = 32
+WIDTH = 16
 BATCH_SIZE = 16
 MUON_RATE = 0.03
 ADAMW_RATE = 6e-3
@@ -234,8 +234,9 @@ def train(segmenter, net, max_seconds, view, name):
             torch.optim.AdamW(rest, lr=ADAMW_RATE),
         ],
         scheduler=warm_up_then_cosine,
+        channels_last=True,
         max_seconds=max_seconds,
-        log_every=10,
+        log_every=20,
         on_log=lambda history, net: view.update(name, history, net),
     )
 

@@ -36,7 +36,7 @@ DEPTH = 16
 # The settings of --quick.
 QUICK_SECONDS = 160
 QUICK_DEPTH = 4
-QUICK_WIDTH = 32
+QUICK_WIDTH = 16
 QUICK_BATCH_SIZE = 16
 QUICK_MUON_RATE = 0.03
 QUICK_ADAMW_RATE = 3e-2  # the last layer has to reach outputs up to 250
@@ -127,9 +127,10 @@ def train(segmenter, flags, upsampling, max_seconds):
             torch.optim.AdamW(rest, lr=QUICK_ADAMW_RATE),
         ],
         scheduler=warm_up_then_cosine,
+        channels_last=True,
         max_seconds=max_seconds,
-        log_every=50,
-        evaluate_every=100,
+        log_every=100,
+        evaluate_every=200,
     )
     return net
 
