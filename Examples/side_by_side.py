@@ -9,7 +9,11 @@ from SegStudio import SegStudio
 
 def first_items(dataset, count):
     """The first `count` items of a dataset as one batch."""
-    items = [dataset[index] for index in range(count)]
+    return as_batch([dataset[index] for index in range(min(count, len(dataset)))])
+
+
+def as_batch(items):
+    """Items of a dataset as one batch of images and masks."""
     return {key: torch.stack([item[key] for item in items]) for key in ("image", "mask_tensor")}
 
 
@@ -28,7 +32,6 @@ def save_side_by_side(segmenter, batch, preds, name, heading):
     """
     images = batch["image"]
     truth = batch["mask_tensor"] > 0
-    class_names = segmenter.data_spec()["class_names"]
     rows = {"input": None, "truth": truth, **preds}
     count = len(images)
     figure = segmenter.dl_studio.new_figure(
@@ -46,16 +49,32 @@ def save_side_by_side(segmenter, batch, preds, name, heading):
             axes.set_yticks([])
             if row_name in preds:
                 axes.set_title(iou_of_image(segmenter, masks[column], truth[column]), fontsize=13)
+    patches = class_patches(names_of_channels(segmenter, truth.shape[1]))
     figure.legend(
-        handles=class_patches(class_names),
+        handles=patches,
         loc="outside lower center",
-        ncols=len(class_names) + 1,
+        ncols=len(patches),
         fontsize=13,
         handlelength=1,
         columnspacing=1.2,
     )
     figure.suptitle(heading, fontsize=15)
     return segmenter.dl_studio.save_figure(figure, name)
+
+
+def names_of_channels(segmenter, channels):
+    """The class names; "object" for the one channel of the COCO networks."""
+    class_names = segmenter.data_spec()["class_names"]
+    return class_names if channels == len(class_names) else ["object"]
+
+
+def iou_of_image(segmenter, pred, truth):
+    """The mean IoU of one image in words. Shape: pred and truth (C, H, W)."""
+    if not pred.any():
+        return "no pixel set"
+    scores = segmenter.SegmentationScores(names_of_channels(segmenter, len(pred)))
+    iou = scores.update(pred[None], truth[None]).item()
+    return f"IoU {iou:.2f}"
 
 
 def paint_masks(image, masks):
@@ -77,21 +96,17 @@ def class_color(number):
     return SegStudio.PALETTE[number % len(SegStudio.PALETTE)]
 
 
-def iou_of_image(segmenter, pred, truth):
-    """The mean IoU of one image in words. Shape: pred and truth (C, H, W)."""
-    if not pred.any():
-        return "no pixel set"
-    scores = segmenter.SegmentationScores(segmenter.data_spec()["class_names"])
-    iou = scores.update(pred[None], truth[None]).item()
-    return f"IoU {iou:.2f}"
-
-
 def class_patches(class_names):
     """The entries of a legend for pictures by paint_masks."""
     patches = [Patch(color=class_color(k), label=name) for k, name in enumerate(class_names)]
+    if len(patches) == 1:
+        return patches
     return [*patches, Patch(facecolor="white", edgecolor="black", label="several classes")]
 
 
 def generated_or_not(dataset):
-    """What a picture says about its images: "generated" if SegStudio drew them."""
-    return "generated" if getattr(dataset, "generated", False) else "Purdue's"
+    """What a picture says about its images: "generated" or "synthetic" if SegStudio drew them."""
+    if getattr(dataset, "generated", False):
+        return "generated"
+    description = getattr(dataset, "manifest", {}).get("description", "")
+    return "synthetic" if "SYNTHETIC" in description else "not generated"
