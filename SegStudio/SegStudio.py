@@ -380,6 +380,7 @@ class SegStudio:
                 self.mask_value = mask_value
                 folder = Path(dl_studio.dataroot, dataset_dir).expanduser()
                 self.manifest = read_manifest(folder, train_or_test, dl_studio.image_size)
+                self.generated = self.manifest.get("description", "").startswith("SYNTHETIC")
                 self.class_names = tuple(self.manifest["options"]["classes"])
                 self.class_labels = dict(enumerate(self.class_names))
                 self.mask_values = (check_mask_value(mask_value),)
@@ -655,14 +656,18 @@ class SegStudio:
             Skip connections concatenate the encoder's feature maps with the decoder's: they hold
             the exact position of the edges.
 
-            It beats mUnet in a tenth of the time: max-pooling and nearest-neighbour upsampling
-            leave no holes, and only thin layers work at the full resolution. It scales its input
-            itself, so that no later use can forget it. Train it on logits (BCEDice).
+            Most of the work is in the encoder, with two convolutions per level: it is harder to
+            tell a small triangle from a small rectangle than to follow an edge. In the decoder, a
+            1x1 convolution reduces the channels before the resolution is doubled, when that costs
+            a quarter. Max-pooling and nearest-neighbour upsampling leave no holes.
+
+            The network scales its input itself, so that no later use can forget it. Train it on
+            logits (SegmentationLossBCEDice).
 
             Args:
                 out_channels: C, the number of classes.
                 width: channels at half resolution; they double at each level below.
-                stem: channels at full resolution.
+                stem: channels at full resolution, where each one is expensive.
 
             Shape: (N, 3, H, W) of 0..255 -> (N, C, H, W) logits, H and W divisible by 8.
             Errors: ValueError for an input of another shape.
@@ -675,23 +680,24 @@ class SegStudio:
                 super().__init__()
                 self.arguments = {"out_channels": out_channels, "width": width, "stem": stem}
                 w = width
-                self.stem = self.conv(3, stem)  # the full resolution is expensive: keep it thin
+                halve = nn.MaxPool2d(2)
+                self.stem = self.conv(3, stem)
                 self.encoders = nn.ModuleList([
-                    nn.Sequential(nn.MaxPool2d(2), self.conv(stem, w), self.conv(w, w)),
-                    nn.Sequential(nn.MaxPool2d(2), self.conv(w, 2 * w), self.conv(2 * w, 2 * w)),
-                    nn.Sequential(
-                        nn.MaxPool2d(2), self.conv(2 * w, 4 * w), self.conv(4 * w, 4 * w)
-                    ),
+                    nn.Sequential(halve, self.conv(stem, w), self.conv(w, w)),
+                    nn.Sequential(halve, self.conv(w, 2 * w), self.conv(2 * w, 2 * w)),
+                    nn.Sequential(halve, self.conv(2 * w, 4 * w), self.conv(4 * w, 4 * w)),
                 ])  # fmt: skip
-                self.enlarge = nn.Upsample(scale_factor=2)  # copies pixels: no holes
+                self.projections = nn.ModuleList([
+                    nn.Conv2d(4 * w, 2 * w, 1),
+                    nn.Conv2d(2 * w, w, 1),
+                    nn.Conv2d(w, stem, 1),
+                ])  # fmt: skip
+                self.enlarge = nn.Upsample(scale_factor=2)  # copies pixels
                 self.decoders = nn.ModuleList([
-                    nn.Sequential(self.conv(6 * w, 2 * w), self.conv(2 * w, 2 * w)),
-                    nn.Sequential(
-                        self.conv(3 * w, w), self.conv(w, w), nn.Conv2d(w, stem, 1)
-                    ),
-                    nn.Sequential(self.conv(2 * stem, stem)),
+                    self.conv(4 * w, 2 * w),
+                    self.conv(2 * w, w),
+                    nn.Conv2d(2 * stem, out_channels, 3, padding=1),  # logits: no ReLU
                 ])  # fmt: skip
-                self.head = nn.Conv2d(stem, out_channels, 3, padding=1)
 
             @staticmethod
             def conv(in_ch: int, out_ch: int) -> nn.Sequential:
@@ -707,15 +713,15 @@ class SegStudio:
                     raise ValueError(
                         f"UNet takes (N, 3, H, W), H and W divisible by 8, not {tuple(x.shape)}"
                     )
-                x = self.stem(x / 255 - 0.1)  # (N, 16, H, W)
+                x = self.stem(x / 255 - 0.1)  # (N, 16, H, W); the shapes' mean pixel is near 0.1
                 skips = []
                 for encode in self.encoders:
                     skips.append(x)
                     x = encode(x)  # (N, 32, H/2, W/2), (N, 64, H/4, W/4), (N, 128, H/8, W/8)
-                for decode in self.decoders:
-                    x = torch.cat((self.enlarge(x), skips.pop()), dim=1)
-                    x = decode(x)  # (N, 64, H/4, W/4), (N, 16, H/2, W/2), (N, 16, H, W)
-                return self.head(x)  # (N, C, H, W)
+                for project, decode in zip(self.projections, self.decoders, strict=True):
+                    x = self.enlarge(project(x))  # (N, 64, H/4, W/4), (N, 32, ...), (N, 16, H, W)
+                    x = decode(torch.cat((x, skips.pop()), dim=1))  # the last one: (N, C, H, W)
+                return x
 
         # ==== §3 LOSSES ==========================================================================
 
@@ -1297,9 +1303,10 @@ class SegStudio:
                 order=self.order if loader.generator is self.order else None,
             )
             scheduler = make_scheduler(scheduler, optimizer, recorder)
-            facts = training_facts(self, recorder, scheduler, augment, clip_grad_norm, bf16)
+            spec = self.data_spec() | {"logits": expects_logits(criterion)}
+            facts = training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16)
             recorder.begin(scheduler, facts, resume)
-            net.output_spec = self.data_spec() | {"logits": expects_logits(criterion)}
+            net.output_spec = spec
             self.training_loop(
                 net, loader, criterion, optimizer, recorder, scheduler=scheduler,
                 augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
@@ -1365,11 +1372,12 @@ class SegStudio:
 
         def data_spec(self) -> dict:
             """How an output is read if only the data at hand says it: class names, mask values."""
-            dataset = innermost(self.dataserver_test or self.dataserver_train)
+            loader = loader_at_hand(self)
+            dataset = None if loader is None else innermost(loader.dataset)
             names = getattr(dataset, "class_names", self.dl_studio.class_labels)
             return {
                 "class_names": list(names),
-                "mask_values": find_mask_values(dataset, len(names)),
+                "mask_values": find_mask_values(loader, len(names)),
                 "logits": False,
                 "image_size": list(self.dl_studio.image_size),
             }
@@ -1378,12 +1386,15 @@ class SegStudio:
             """How the output of `net` is read: as its training noted, else as the data says."""
             return getattr(net, "output_spec", None) or self.data_spec()
 
-        def binarize(self, net: nn.Module, output: torch.Tensor) -> torch.Tensor:
+        def binarize(
+            self, net: nn.Module, output: torch.Tensor, spec: dict | None = None
+        ) -> torch.Tensor:
             """The pred of an output (N, C, H, W): is a value nearer to the mask value than to 0?
 
-            A logit is compared with 0: a probability of one half.
+            A logit is compared with 0: a probability of one half. `spec` is output_spec_of(net),
+            for a caller that has it at hand.
             """
-            spec = self.output_spec_of(net)
+            spec = spec or self.output_spec_of(net)
             values = torch.tensor(spec["mask_values"], device=output.device)
             threshold = torch.zeros_like(values) if spec["logits"] else values / 2
             return output > threshold[:, None, None]
@@ -1409,13 +1420,17 @@ class SegStudio:
             on changes: weights, modes of the layers and random numbers stay as they were.
             """
             dataloader = self.test_dataloader if dataloader is None else dataloader
-            scores = self.SegmentationScores(self.output_spec_of(net)["class_names"])
-            with torch.random.fork_rng(devices=[]):
+            spec = self.output_spec_of(net)
+            class_names = spec["class_names"]
+            if len(spec["mask_values"]) == 1:  # one channel for all: the data knows the classes
+                class_names = getattr(innermost(dataloader.dataset), "class_names", class_names)
+            scores = self.SegmentationScores(class_names)
+            with random_numbers_kept():
                 for number, batch in enumerate(
                     tqdm(dataloader, desc="scoring", disable=None, leave=False)
                 ):
                     output = self.infer(net, batch["image"])  # (N, C, H, W)
-                    pred = self.binarize(net, output)
+                    pred = self.binarize(net, output, spec)
                     mask = batch["mask_tensor"].to(pred.device) > 0
                     ious = scores.update(pred, mask, batch.get("category"))
                     if on_batch is not None:
@@ -1429,7 +1444,7 @@ class SegStudio:
             than half of the training masks.
             """
             total, count = 0.0, 0
-            with torch.random.fork_rng(devices=[]):
+            with random_numbers_kept():
                 for batch in self.train_dataloader:
                     total = total + (batch["mask_tensor"] > 0).double().sum(dim=0)  # (C, H, W)
                     count += len(batch["mask_tensor"])
@@ -1586,9 +1601,7 @@ class SegStudio:
             batch = {key: value[:8] for key, value in batch.items()}  # more are too small to see
             output = output[:8]
             if output.shape[1] != len(class_names) or "bbox_tensor" not in batch:
-                return self.save_panel_figure(
-                    batch, self.binarize(net, output), name, class_names=class_names
-                )
+                return self.save_panel_figure(batch, self.binarize(net, output), name)
             grid = self.make_test_grid(
                 batch["image"], batch["bbox_tensor"], self.to_mask_values(net, output)
             )
@@ -2515,6 +2528,12 @@ def open_prepared_folder(folder, manifest, num_images):
     side = options["image_size"]
     record_type = ImageCache.record_type(classes=1, height=side, width=side, boxes=1)
 
+    def read_records():
+        for sample, kind in itertools.product(samples, ("image", "mask")):
+            if not (folder / sample[kind]).is_file():
+                raise FileNotFoundError(f"{folder / sample[kind]} is missing; prepare again.")
+        return len(samples), record_type, records()
+
     def records():
         for sample in samples:
             image = read_prepared_png(folder, sample, "image", side)  # (H, W, 3)
@@ -2528,19 +2547,13 @@ def open_prepared_folder(folder, manifest, num_images):
             yield record
 
     content = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()[:16]
-    return open_cache(
-        folder,
-        f"{options['split']}.v3-{content}.cache.npy",
-        num_images,
-        lambda: (len(samples), record_type, records()),
-    )
+    name = f"{options['split']}.v3-{content}.cache.npy"
+    return open_cache(folder, name, num_images, read_records)
 
 
 def read_prepared_png(folder, sample, kind, side):
     """One picture of a prepared folder; ValueError if it is not the one that was written."""
     file = folder / sample[kind]
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; prepare again.")
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != sample[f"{kind}_sha256"]:
         raise ValueError(f"{file} is not the file that was prepared; prepare again.")
@@ -2561,23 +2574,35 @@ def innermost(dataset):
     return dataset
 
 
-def find_mask_values(dataset, classes):
-    """The value of a set pixel in each mask plane, as the dataset's masks have it.
+def loader_at_hand(segmenter):
+    """A loader of the training images; of the test images only where there are no others."""
+    given = (
+        segmenter.train_dataloader,
+        segmenter.dataserver_train,
+        segmenter.test_dataloader,
+        segmenter.dataserver_test,
+    )
+    data = next((data for data in given if data is not None), None)
+    return data if data is None or isinstance(data, DataLoader) else DataLoader(data)
 
-    The dataset's own `mask_values` are only used for planes that are empty in its first images: a
-    student's subclass may return other masks than its parent.
+
+def find_mask_values(loader, classes):
+    """The value of a set pixel in each mask plane: the largest one in the first images.
+
+    The dataset's own `mask_values` only count for planes that are empty there: a student's
+    subclass may return other masks than its parent.
     """
-    declared = getattr(dataset, "mask_values", None)
+    if loader is None:
+        return [50 * (k + 1) for k in range(classes)]  # DLStudio's
+    declared = getattr(innermost(loader.dataset), "mask_values", None)
+    reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
     found = None
-    with torch.random.fork_rng(devices=[]):  # the items of some datasets draw random numbers
-        for index in range(min(100, len(dataset or ()))):
-            masks = torch.as_tensor(dataset[index]["mask_tensor"])
-            largest = masks.flatten(1).amax(dim=1)
+    with random_numbers_kept():
+        for batch in itertools.islice(reader, 50):
+            largest = batch["mask_tensor"].amax(dim=(0, 2, 3))  # (C,)
             found = largest if found is None else torch.maximum(found, largest)
             if (found > 0).all():
                 break
-    if found is None:
-        return list(declared or [50 * (k + 1) for k in range(classes)])  # DLStudio's
     found = found.tolist()
     if declared is None or len(declared) != len(found):
         declared = [max(found) or 1] * len(found)
@@ -2587,6 +2612,18 @@ def find_mask_values(dataset, classes):
 def expects_logits(criterion):
     """Whether a loss reads outputs as logits, so that its masks are 0 and 1."""
     return getattr(criterion, "logits", isinstance(criterion, nn.BCEWithLogitsLoss))
+
+
+@contextlib.contextmanager
+def random_numbers_kept():
+    """Afterwards torch, numpy and random go on as if no random number had been drawn inside."""
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def read_state_dict(path, net, device):
@@ -3031,10 +3068,9 @@ class TrainingRecorder:
         self.dl_studio.log(f"Resuming after epoch {self.epochs_done}")
 
 
-def training_facts(segmenter, recorder, scheduler, augment, clip_grad_norm, bf16):
+def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16):
     """The content of settings.json: what is needed to know, or to repeat, what a run did."""
-    dls, net, loader = segmenter.dl_studio, recorder.net, recorder.loader
-    spec = segmenter.data_spec()
+    net, loader = recorder.net, recorder.loader
     options = {
         "scheduler": scheduler.function if isinstance(scheduler, FractionSchedule) else scheduler,
         "augment": augment,
@@ -3089,9 +3125,11 @@ def training_facts(segmenter, recorder, scheduler, augment, clip_grad_norm, bf16
 
 def data_source(dataset):
     """Where images come from, in words: drawn ones are called so."""
+    if hasattr(dataset, "manifest"):
+        return dataset.manifest.get("description") or "prepared COCO images"
     if getattr(dataset, "generated", False):
         return "generated by SegStudio, not the original"
-    return getattr(dataset, "manifest", {}).get("description", type(dataset).__name__)
+    return type(dataset).__name__
 
 
 def device_name(device):

@@ -71,18 +71,22 @@ def train(segmenter, name, seconds, precision, rates):
     adamw_rate, muon_rate = rates
     net = segmenter.UNet() if name.startswith("ours") else Peer()
     if muon_rate is None:
-        optimizer = torch.optim.AdamW(net.parameters(), lr=adamw_rate)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=adamw_rate, betas=(0.9, 0.95))
     else:
         hidden, rest = segmenter.Muon.split(net)
-        optimizer = [segmenter.Muon(hidden, lr=muon_rate), torch.optim.AdamW(rest, lr=adamw_rate)]
+        optimizer = [
+            segmenter.Muon(hidden, lr=muon_rate),
+            torch.optim.AdamW(rest, lr=adamw_rate, betas=(0.9, 0.95)),
+        ]
+    course = best_segmentation.Course()
     history = segmenter.custom_run_code_for_training_for_semantic_segmentation(
         net,
         criterion=segmenter.SegmentationLossBCEDice(),
         optimizer=optimizer,
-        scheduler=best_segmentation.schedule,
+        scheduler=course.schedule,
         precision=precision,
         channels_last=True,
-        augment=best_segmentation.augment,
+        augment=course.augment,
         max_seconds=seconds,
         log_every=500,
     )
