@@ -1550,7 +1550,11 @@ class SegStudio:
                     f"{run.absolute()} holds a {network}, which is not a network of this package: "
                     f"build it in a script of your own and use load_model"
                 )
-            return self.load_model(networks[network](**arguments), run / "model.pt")
+            try:
+                net = networks[network](**arguments)
+            except TypeError as error:  # a run of version 1, whose mUnet had other arguments
+                raise ValueError(f"{run.absolute()} is of another version: {error}") from None
+            return self.load_model(net, run / "model.pt")
 
         # ==== §7 FIGURES =========================================================================
 
