@@ -422,13 +422,6 @@ def test_evaluate_every_scores_a_held_out_part(experiment, small_net):
             assert float(evaluated[-1][name]) == pytest.approx(expected[name])
 
 
-def test_evaluating_does_not_change_the_training(experiment, small_net):
-    first, second = small_net(), small_net()
-    train(experiment(train=20), first, evaluate_every=1, evaluate_on=0.2)
-    train(experiment(train=20), second, evaluate_every=100, evaluate_on=0.2)
-    assert torch.equal(weights(first), weights(second))
-
-
 @pytest.mark.parametrize("given", ["callable", "object"])
 def test_optimizers(experiment, small_net, given):
     net, twin = small_net(), small_net()
