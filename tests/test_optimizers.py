@@ -314,4 +314,4 @@ def test_two_trainings_share_the_time_of_a_script(monkeypatch, experiment):
             max_seconds=seconds, scheduler=lambda fraction: 1 - fraction,
         )  # fmt: skip
         assert seconds <= history.seconds < seconds + 0.5
-    assert time.perf_counter() - MODULE.STARTED < 13
+    assert time.perf_counter() - MODULE.STARTED < 1.2 * 13
