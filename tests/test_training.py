@@ -63,6 +63,7 @@ def test_the_plain_method_is_the_mse_case(experiment, small_net):
     assert torch.equal(weights(plain), weights(custom))
 
 
+@pytest.mark.slow
 def test_it_learns(experiment, small_net):
     segmenter = experiment(epochs=25)
     net = small_net(upsampling="dense")
@@ -149,6 +150,7 @@ def test_a_run_folder_holds_what_design_says(experiment, small_net):
 # ---- repeatable ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_with_any_number_of_workers(experiment):
     def run(seed, num_workers=0):
         segmenter = experiment(train=12, epochs=2, seed=seed, num_workers=num_workers)
