@@ -45,9 +45,7 @@ def main():
         dls = SegStudio(**settings | flags.settings | folder)
         main_dls.log(f"\n{name}")
         segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
-        segmenter.load_PurdueShapes5MultiObject_dataset(
-            data.dataserver_train, data.dataserver_test
-        )
+        segmenter.load_PurdueShapes5MultiObject_dataset(data.dataserver_train, data.dataserver_test)
         model = segmenter.mUnet(skip_connections=skip, depth=depth).to(dls.device)
         pull = first_gradient(segmenter, model)
         history = segmenter.run_code_for_training_for_semantic_segmentation(
