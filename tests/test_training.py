@@ -63,6 +63,7 @@ def test_the_plain_method_is_the_mse_case(experiment, small_net):
     assert torch.equal(weights(plain), weights(custom))
 
 
+@pytest.mark.slow
 def test_it_learns(experiment, small_net):
     segmenter = experiment(epochs=25)
     net = small_net(upsampling="dense")
@@ -149,6 +150,7 @@ def test_a_run_folder_holds_what_design_says(experiment, small_net):
 # ---- repeatable ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_with_any_number_of_workers(experiment):
     def run(seed, num_workers=0):
         segmenter = experiment(train=12, epochs=2, seed=seed, num_workers=num_workers)
@@ -420,13 +422,6 @@ def test_evaluate_every_scores_a_held_out_part(experiment, small_net):
     for name in ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_iou"):
         if expected[name] is not None:
             assert float(evaluated[-1][name]) == pytest.approx(expected[name])
-
-
-def test_evaluating_does_not_change_the_training(experiment, small_net):
-    first, second = small_net(), small_net()
-    train(experiment(train=20), first, evaluate_every=1, evaluate_on=0.2)
-    train(experiment(train=20), second, evaluate_every=100, evaluate_on=0.2)
-    assert torch.equal(weights(first), weights(second))
 
 
 @pytest.mark.parametrize("given", ["callable", "object"])
