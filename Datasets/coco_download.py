@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 import threading
+import time
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,6 +25,7 @@ from coco_annotations import is_web_address
 from coco_images import read_image
 from coco_progress import progress_bar
 from requests.adapters import HTTPAdapter
+from tqdm import tqdm
 from urllib3.exceptions import InvalidHeader, MaxRetryError, ProtocolError
 from urllib3.util import Retry
 
@@ -45,6 +47,10 @@ class DownloadError(OSError):
     """A file could not be fetched; the text is the reason."""
 
 
+class NoConnection(DownloadError):
+    """The server could not be reached, or did not answer."""
+
+
 class UnknownArchive(ValueError):
     """A zip archive, but not the known one."""
 
@@ -54,10 +60,11 @@ class StoppableRetry(Retry):
 
     LONGEST_WAIT = 60.0  # seconds
     stopped = None  # a threading.Event
+    announce = None  # is called with the seconds of a long wait
 
     def new(self, **changes):
         retry = super().new(**changes)
-        retry.stopped = self.stopped
+        retry.stopped, retry.announce = self.stopped, self.announce
         return retry
 
     def sleep(self, response=None):
@@ -66,6 +73,8 @@ class StoppableRetry(Retry):
             with contextlib.suppress(InvalidHeader):
                 seconds = self.get_retry_after(response)
         seconds = min(seconds or self.get_backoff_time(), self.LONGEST_WAIT)
+        if seconds >= 4:
+            self.announce(seconds)
         if self.stopped.wait(seconds):
             raise DownloadError("the download was stopped")
 
@@ -77,7 +86,7 @@ class CocoDownloader:
     answers 408, 429 and 5xx, contents that fail their check. Other answers (404) are final. A
     file gets its name only after its check, so an interrupted download, run again, fetches what is
     missing. What goes wrong on this machine (a full disk, no right to write) ends the run with
-    an OSError; an image that cannot be fetched does not.
+    an OSError, and so does a network that is down; an image that cannot be fetched does not.
 
     Source: https://cocodataset.org/#download
     """
@@ -98,7 +107,8 @@ class CocoDownloader:
             allowed_methods=("GET",),
             raise_on_status=False,  # the last answer comes back, so that its code can be named
         )
-        self.retry.stopped = self.stopped
+        self.retry.stopped, self.retry.announce = self.stopped, self._announce
+        self._announced = 0.0  # when the last wait was announced
         # requests opens http: and https: only; file: and ftp: addresses have no adapter.
         self.session = requests.Session()
         self.session.headers.update(HEADERS)
@@ -123,11 +133,17 @@ class CocoDownloader:
                 for task in self._bar(as_completed(tasks), desc="download", total=len(tasks),
                                       unit="image"):  # fmt: skip
                     results[tasks[task]] = task.result()
+                    self._stop_without_network(results.values())
             except BaseException:  # Ctrl-C or a full disk: no thread goes on
                 self.stopped.set()
                 pool.shutdown(cancel_futures=True)
                 raise
         return dict(sorted(results.items()))
+
+    def _stop_without_network(self, results):
+        """Ends the run if the first images all failed for want of a connection."""
+        if len(results) == 2 * self.workers and all(isinstance(r, NoConnection) for r in results):
+            raise next(iter(results))
 
     def _fetch_image(self, record, folder):
         path = folder / f"{record['id']:012d}.jpg"
@@ -268,6 +284,8 @@ class CocoDownloader:
             url = COCO_HTTPS + url.removeprefix(COCO_HOST)
         try:
             response = self.session.get(url, headers=headers, stream=True, timeout=self.timeout)
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise not_fetched(url, plain_reason(error), NoConnection) from error
         except (requests.RequestException, ValueError) as error:  # ValueError: an odd address
             raise not_fetched(url, plain_reason(error)) from error
         if response.status_code >= 400 and response.status_code != NO_SUCH_RANGE:
@@ -302,13 +320,20 @@ class CocoDownloader:
         retry.sleep()
         return retry
 
+    def _announce(self, seconds):
+        """Tells of a wait, so that nobody takes it for a crash; once for all threads."""
+        now = time.monotonic()
+        if self.progress and now - self._announced > 3:
+            self._announced = now
+            tqdm.write(f"No answer, or no complete one; trying again in {seconds:.0f} s.")
+
     def _bar(self, items=None, **options):
         return progress_bar(items, show=self.progress, **options)
 
 
-def not_fetched(url, reason):
+def not_fetched(url, reason, kind=DownloadError):
     # ascii(): what a server sends may hold the codes that control a terminal.
-    return DownloadError(f"{ascii(url)[1:-1]} could not be fetched: {reason}")
+    return kind(f"{ascii(url)[1:-1]} could not be fetched: {reason}")
 
 
 def plain_reason(error):
@@ -319,7 +344,8 @@ def plain_reason(error):
         return "there is no secure connection to the server"
     if isinstance(error, requests.ConnectionError):
         cause = getattr(error.args[0] if error.args else None, "reason", error)
-        return f"there is no connection to the server ({ascii(str(cause))[1:-1][-120:]})"
+        text = re.sub(r"^(<[^>]*>|\w+\([^)]*\)): ", "", str(cause))  # "HTTPConnection(host=...): "
+        return f"there is no connection to the server ({ascii(text)[1:-1][:120]})"
     return ascii(str(error))[1:-1][:200] or type(error).__name__
 
 
@@ -379,7 +405,7 @@ def check_archive(part, md5):
         forget(part)
         raise ValueError("what came is not a zip archive")
     if md5:
-        digest = hashlib.md5()
+        digest = hashlib.md5(usedforsecurity=False)
         with part.open("rb") as file:
             while block := file.read(2**20):
                 digest.update(block)

@@ -95,10 +95,11 @@ class CocoSelection:
         }
         self.category_ids = annotations.find_categories(self.classes)  # {class name: id}
         self.coco, self.problems = annotations.to_pycocotools(self.category_ids.values())
-        self.counts = {name: self._count(name) for name in self.classes}
+        self.counts = {}
         chosen = []
         for name in self.classes:
             objects = self._find(name, single_instance, min_bbox)
+            self.counts[name] = self._count(name, objects)
             chosen += [(annotation, name) for annotation in objects[:limit]]
         self.samples = sorted(chosen, key=lambda s: (s[0]["image_id"], s[0]["category_id"]))
         uses = Counter(annotation["image_id"] for annotation, _ in self.samples)
@@ -113,12 +114,11 @@ class CocoSelection:
         }[reading]
         return single_large_objects(self.coco, category_id, counted_ids, min_bbox)
 
-    def _count(self, name):
+    def _count(self, name, objects):
         """One row of the table: images with the class, alone in three readings, and large."""
         images = self.coco.getImgIds(catIds=[self.category_ids[name]])
         alone = {reading: len(self._find(name, reading, 0)) for reading in self.READINGS}
-        large = self._find(name, self.options["single_instance"], self.options["min_bbox"])
-        return {"images": len(images), **alone, "large": len(large)}
+        return {"images": len(images), **alone, "large": len(objects)}
 
     def table(self, kept=None):
         """What was found, one line per class, to compare with the counts of a report.

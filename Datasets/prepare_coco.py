@@ -288,7 +288,9 @@ def prepare(options, split):
         files = downloader.fetch_annotations(options.out / "downloads" / "annotations")
         file = next(found for found in files if found.name == OFFICIAL[split])
     if file.is_file():
-        say(f"Reading {file} ({file.stat().st_size / 1e6:.0f} MB).")
+        size = file.stat().st_size / 1e6
+        patience = ", which takes up to a minute" if size > 100 else ""
+        say(f"Reading {file} ({size:.1f} MB){patience}.")
     annotations = CocoAnnotations(file)
     selection = CocoSelection(
         annotations, options.classes, min_bbox=options.min_bbox,

@@ -35,6 +35,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import skimage.segmentation
@@ -150,13 +151,13 @@ class SegStudio:
         with (self.run_dir / "log.txt").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
-    def write_json(self, name: str, content) -> None:
+    def write_json(self, name: str, content: Any) -> None:
         """Write `content` to the file `name` in the run's folder."""
         text = json.dumps(content, indent=2, default=str) + "\n"
         write = self.write_atomically
         write(self.run_dir / name, lambda part: part.write_text(text, encoding="utf-8"))
 
-    def new_figure(self, **options) -> Figure:
+    def new_figure(self, **options: Any) -> Figure:
         """A matplotlib figure. It has a window where show=True."""
         if self.show:
             import matplotlib.pyplot as plt  # only here: it may start a window system
@@ -336,13 +337,14 @@ class SegStudio:
             """Photos with one object each, from a folder that Datasets/prepare_coco.py wrote.
 
             The homework's bonus task: one class of thing per photo, one output channel. The core
-            of the preparation is short; pycocotools does the work (Datasets/coco_annotations.py):
+            of the preparation is short; pycocotools does the work:
                 coco = COCO("instances_train2017.json")
                 for image_id in coco.getImgIds(catIds=dog_ids):
                     annotations = coco.loadAnns(coco.getAnnIds(image_id))
                     if len(annotations) == 1 and min(annotations[0]["bbox"][2:]) >= 200:
                         mask = 255 * coco.annToMask(annotations[0])  # (H, W) of 0 and 255
-            Images and masks are then resized to one size and saved.
+            Images and masks are then resized to one size and saved. Datasets/coco_single_object.py
+            has it in full, ready to copy.
 
             An item is a dict like that of the shapes, so that the same loop trains on both:
                 image        (3, H, W) float32, 0..255
@@ -378,6 +380,7 @@ class SegStudio:
                 self.mask_value = mask_value
                 folder = Path(dl_studio.dataroot, dataset_dir).expanduser()
                 self.manifest = read_manifest(folder, train_or_test, dl_studio.image_size)
+                self.generated = self.manifest.get("description", "").startswith("SYNTHETIC")
                 self.class_names = tuple(self.manifest["options"]["classes"])
                 self.class_labels = dict(enumerate(self.class_names))
                 self.mask_values = (check_mask_value(mask_value),)
@@ -653,14 +656,18 @@ class SegStudio:
             Skip connections concatenate the encoder's feature maps with the decoder's: they hold
             the exact position of the edges.
 
-            It beats mUnet in a tenth of the time: max-pooling and nearest-neighbour upsampling
-            leave no holes, and only thin layers work at the full resolution. It scales its input
-            itself, so that no later use can forget it. Train it on logits (BCEDice).
+            Most of the work is in the encoder, with two convolutions per level: it is harder to
+            tell a small triangle from a small rectangle than to follow an edge. In the decoder, a
+            1x1 convolution reduces the channels before the resolution is doubled, when that costs
+            a quarter. Max-pooling and nearest-neighbour upsampling leave no holes.
+
+            The network scales its input itself, so that no later use can forget it. Train it on
+            logits (SegmentationLossBCEDice).
 
             Args:
                 out_channels: C, the number of classes.
                 width: channels at half resolution; they double at each level below.
-                stem: channels at full resolution.
+                stem: channels at full resolution, where each one is expensive.
 
             Shape: (N, 3, H, W) of 0..255 -> (N, C, H, W) logits, H and W divisible by 8.
             Errors: ValueError for an input of another shape.
@@ -673,26 +680,28 @@ class SegStudio:
                 super().__init__()
                 self.arguments = {"out_channels": out_channels, "width": width, "stem": stem}
                 w = width
-                self.stem = self.conv(3, stem)  # the full resolution is expensive: keep it thin
+                halve = nn.MaxPool2d(2)
+                self.stem = self.conv(3, stem)
                 self.encoders = nn.ModuleList([
-                    nn.Sequential(nn.MaxPool2d(2), self.conv(stem, w), self.conv(w, w)),
-                    nn.Sequential(nn.MaxPool2d(2), self.conv(w, 2 * w), self.conv(2 * w, 2 * w)),
-                    nn.Sequential(
-                        nn.MaxPool2d(2), self.conv(2 * w, 4 * w), self.conv(4 * w, 4 * w)
-                    ),
+                    nn.Sequential(halve, self.conv(stem, w), self.conv(w, w)),
+                    nn.Sequential(halve, self.conv(w, 2 * w), self.conv(2 * w, 2 * w)),
+                    nn.Sequential(halve, self.conv(2 * w, 4 * w), self.conv(4 * w, 4 * w)),
                 ])  # fmt: skip
-                self.enlarge = nn.Upsample(scale_factor=2)  # copies pixels: no holes
+                self.projections = nn.ModuleList([
+                    nn.Conv2d(4 * w, 2 * w, 1),
+                    nn.Conv2d(2 * w, w, 1),
+                    nn.Conv2d(w, stem, 1),
+                ])  # fmt: skip
+                self.enlarge = nn.Upsample(scale_factor=2)  # copies pixels
                 self.decoders = nn.ModuleList([
-                    nn.Sequential(self.conv(6 * w, 2 * w), self.conv(2 * w, 2 * w)),
-                    nn.Sequential(
-                        self.conv(3 * w, w), self.conv(w, w), nn.Conv2d(w, stem, 1)
-                    ),
-                    nn.Sequential(self.conv(2 * stem, stem)),
+                    self.conv(4 * w, 2 * w),
+                    self.conv(2 * w, w),
+                    nn.Conv2d(2 * stem, out_channels, 3, padding=1),  # logits: no ReLU
                 ])  # fmt: skip
-                self.head = nn.Conv2d(stem, out_channels, 3, padding=1)
 
             @staticmethod
-            def conv(in_ch, out_ch):
+            def conv(in_ch: int, out_ch: int) -> nn.Sequential:
+                """A 3x3 convolution, BatchNorm and ReLU."""
                 return nn.Sequential(
                     nn.Conv2d(in_ch, out_ch, 3, padding=1, bias=False),
                     nn.BatchNorm2d(out_ch),
@@ -704,15 +713,15 @@ class SegStudio:
                     raise ValueError(
                         f"UNet takes (N, 3, H, W), H and W divisible by 8, not {tuple(x.shape)}"
                     )
-                x = self.stem(x / 255 - 0.1)  # (N, 16, H, W)
+                x = self.stem(x / 255 - 0.1)  # (N, 16, H, W); the shapes' mean pixel is near 0.1
                 skips = []
                 for encode in self.encoders:
                     skips.append(x)
                     x = encode(x)  # (N, 32, H/2, W/2), (N, 64, H/4, W/4), (N, 128, H/8, W/8)
-                for decode in self.decoders:
-                    x = torch.cat((self.enlarge(x), skips.pop()), dim=1)
-                    x = decode(x)  # (N, 64, H/4, W/4), (N, 16, H/2, W/2), (N, 16, H, W)
-                return self.head(x)  # (N, C, H, W)
+                for project, decode in zip(self.projections, self.decoders, strict=True):
+                    x = self.enlarge(project(x))  # (N, 64, H/4, W/4), (N, 32, ...), (N, 16, H, W)
+                    x = decode(torch.cat((x, skips.pop()), dim=1))  # the last one: (N, C, H, W)
+                return x
 
         # ==== §3 LOSSES ==========================================================================
 
@@ -732,6 +741,7 @@ class SegStudio:
 
             def __init__(self, batch_size=None):
                 super().__init__()
+                self.batch_size = batch_size  # the homework's argument; any batch works
 
             def forward(self, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
                 if output.shape != mask.shape:
@@ -755,6 +765,7 @@ class SegStudio:
 
             def __init__(self, batch_size=None):
                 super().__init__()
+                self.batch_size = batch_size  # the homework's argument; any batch works
 
             def forward(self, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
                 if output.shape != mask.shape:
@@ -793,6 +804,7 @@ class SegStudio:
                 super().__init__()
                 if form not in ("squared", "linear", "pixelwise"):
                     raise ValueError(f'form is "squared", "linear" or "pixelwise", not {form!r}')
+                self.batch_size = batch_size  # the homework's argument; any batch works
                 self.form = form
                 self.smooth = smooth
                 self.eps = eps
@@ -839,6 +851,7 @@ class SegStudio:
                 super().__init__()
                 if base not in ("mse", "mae"):
                     raise ValueError(f'base is "mse" or "mae", not {base!r}')
+                self.batch_size = batch_size  # the homework's argument; any batch works
                 self.dice_scale = dice_scale
                 self.base = base
                 self.eps = eps
@@ -887,6 +900,7 @@ class SegStudio:
 
             def __init__(self, batch_size=None, dice_scale=1.0, smooth=1.0, *, batch_dice=True):
                 super().__init__()
+                self.batch_size = batch_size  # the homework's argument; any batch works
                 self.dice_scale = dice_scale
                 self.smooth = smooth
                 self.dims = (0, 2, 3) if batch_dice else (2, 3)
@@ -929,6 +943,7 @@ class SegStudio:
 
             def __init__(self, batch_size=None):
                 super().__init__()
+                self.batch_size = batch_size  # the homework's argument; any batch works
 
             def forward(self, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
                 if output.shape != mask.shape:
@@ -1155,17 +1170,17 @@ class SegStudio:
 
         def training_loop(
             self,
-            net,
-            loader,
-            criterion,
-            optimizer,
-            recorder,
+            net: nn.Module,
+            loader: DataLoader,
+            criterion: nn.Module,
+            optimizer: torch.optim.Optimizer,
+            recorder: "TrainingRecorder",
             *,
-            scheduler=None,
-            augment=None,
-            clip_grad_norm=None,
-            bf16=False,
-        ):
+            scheduler: Any = None,
+            augment: Callable | None = None,
+            clip_grad_norm: float | None = None,
+            bf16: bool = False,
+        ) -> None:
             """The epoch loop, the batch loop and the step: all that training is.
 
             Each step moves every weight a little against the gradient of the loss of one batch.
@@ -1177,7 +1192,7 @@ class SegStudio:
                 for batch in loader:
                     images = batch["image"].to(device)  # (N, 3, H, W), 0..255
                     masks = batch["mask_tensor"].to(device).float()  # (N, C, H, W), 0 or mask value
-                    if getattr(criterion, "logits", False):
+                    if expects_logits(criterion):
                         masks = (masks > 0).float()  # 0 or 1
                     if augment is not None:
                         images, masks = augment(images, masks)
@@ -1195,7 +1210,9 @@ class SegStudio:
                     if recorder.finished:
                         break
 
-        def run_code_for_training_for_semantic_segmentation(self, net: nn.Module, **options):
+        def run_code_for_training_for_semantic_segmentation(
+            self, net: nn.Module, **options: Any
+        ) -> "TrainingHistory":
             """Train with the mean squared error, as DLStudio does; returns the TrainingHistory.
 
             The options are those of custom_run_code_for_training_for_semantic_segmentation.
@@ -1210,8 +1227,8 @@ class SegStudio:
             *,
             criterion: nn.Module | None = None,
             dice_form: str = "squared",
-            optimizer=None,
-            scheduler=None,
+            optimizer: Any = None,
+            scheduler: Any = None,
             augment: Callable | None = None,
             clip_grad_norm: float | None = None,
             precision: str = "fp32",
@@ -1222,7 +1239,7 @@ class SegStudio:
             evaluate_every: int | None = None,
             evaluate_on: Dataset | float | None = None,
             resume: bool = False,
-        ):
+        ) -> "TrainingHistory":
             """Train `net` on self.train_dataloader with a loss of your choice, and save it.
 
             Args:
@@ -1286,9 +1303,10 @@ class SegStudio:
                 order=self.order if loader.generator is self.order else None,
             )
             scheduler = make_scheduler(scheduler, optimizer, recorder)
-            facts = training_facts(self, recorder, scheduler, augment, clip_grad_norm, bf16)
+            spec = self.data_spec() | {"logits": expects_logits(criterion)}
+            facts = training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16)
             recorder.begin(scheduler, facts, resume)
-            net.output_spec = self.data_spec() | {"logits": getattr(criterion, "logits", False)}
+            net.output_spec = spec
             self.training_loop(
                 net, loader, criterion, optimizer, recorder, scheduler=scheduler,
                 augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
@@ -1354,16 +1372,12 @@ class SegStudio:
 
         def data_spec(self) -> dict:
             """How an output is read if only the data at hand says it: class names, mask values."""
-            dataset = innermost(self.dataserver_test or self.dataserver_train)
+            loader = loader_at_hand(self)
+            dataset = None if loader is None else innermost(loader.dataset)
             names = getattr(dataset, "class_names", self.dl_studio.class_labels)
-            values = getattr(dataset, "mask_values", None)
-            if values is None and dataset is not None:
-                values = find_mask_values(dataset)
-            if values is None:
-                values = [50 * (k + 1) for k in range(len(names))]  # DLStudio's
             return {
                 "class_names": list(names),
-                "mask_values": list(values),
+                "mask_values": find_mask_values(loader, len(names)),
                 "logits": False,
                 "image_size": list(self.dl_studio.image_size),
             }
@@ -1372,12 +1386,15 @@ class SegStudio:
             """How the output of `net` is read: as its training noted, else as the data says."""
             return getattr(net, "output_spec", None) or self.data_spec()
 
-        def binarize(self, net: nn.Module, output: torch.Tensor) -> torch.Tensor:
+        def binarize(
+            self, net: nn.Module, output: torch.Tensor, spec: dict | None = None
+        ) -> torch.Tensor:
             """The pred of an output (N, C, H, W): is a value nearer to the mask value than to 0?
 
-            A logit is compared with 0: a probability of one half.
+            A logit is compared with 0: a probability of one half. `spec` is output_spec_of(net),
+            for a caller that has it at hand.
             """
-            spec = self.output_spec_of(net)
+            spec = spec or self.output_spec_of(net)
             values = torch.tensor(spec["mask_values"], device=output.device)
             threshold = torch.zeros_like(values) if spec["logits"] else values / 2
             return output > threshold[:, None, None]
@@ -1403,13 +1420,17 @@ class SegStudio:
             on changes: weights, modes of the layers and random numbers stay as they were.
             """
             dataloader = self.test_dataloader if dataloader is None else dataloader
-            scores = self.SegmentationScores(self.output_spec_of(net)["class_names"])
-            with torch.random.fork_rng(devices=[]):
+            spec = self.output_spec_of(net)
+            class_names = spec["class_names"]
+            if len(spec["mask_values"]) == 1:  # one channel for all: the data knows the classes
+                class_names = getattr(innermost(dataloader.dataset), "class_names", class_names)
+            scores = self.SegmentationScores(class_names)
+            with random_numbers_kept():
                 for number, batch in enumerate(
                     tqdm(dataloader, desc="scoring", disable=None, leave=False)
                 ):
                     output = self.infer(net, batch["image"])  # (N, C, H, W)
-                    pred = self.binarize(net, output)
+                    pred = self.binarize(net, output, spec)
                     mask = batch["mask_tensor"].to(pred.device) > 0
                     ious = scores.update(pred, mask, batch.get("category"))
                     if on_batch is not None:
@@ -1423,7 +1444,7 @@ class SegStudio:
             than half of the training masks.
             """
             total, count = 0.0, 0
-            with torch.random.fork_rng(devices=[]):
+            with random_numbers_kept():
                 for batch in self.train_dataloader:
                     total = total + (batch["mask_tensor"] > 0).double().sum(dim=0)  # (C, H, W)
                     count += len(batch["mask_tensor"])
@@ -1580,9 +1601,7 @@ class SegStudio:
             batch = {key: value[:8] for key, value in batch.items()}  # more are too small to see
             output = output[:8]
             if output.shape[1] != len(class_names) or "bbox_tensor" not in batch:
-                return self.save_panel_figure(
-                    batch, self.binarize(net, output), name, class_names=class_names
-                )
+                return self.save_panel_figure(batch, self.binarize(net, output), name)
             grid = self.make_test_grid(
                 batch["image"], batch["bbox_tensor"], self.to_mask_values(net, output)
             )
@@ -1687,7 +1706,7 @@ class SegStudio:
                 heading="The test images with the lowest IoU",
             )
 
-        def save_loss_figure(self, history) -> Path:
+        def save_loss_figure(self, history: "TrainingHistory") -> Path:
             """The training loss, and each of its terms, over the iterations."""
             palette = SegStudio.PALETTE
             figure = self.dl_studio.new_figure(figsize=(7, 4.2), dpi=120, layout="constrained")
@@ -1706,7 +1725,9 @@ class SegStudio:
             return self.dl_studio.save_figure(figure, "loss.png")
 
         @staticmethod
-        def probe_output_coverage(net, image_size, *, in_channels=3, probes=8):
+        def probe_output_coverage(
+            net: nn.Module, image_size: Sequence[int], *, in_channels: int = 3, probes: int = 8
+        ) -> tuple:
             """Which output pixels can depend on the input at all?
 
             Feeds random images to any segmentation network in eval mode and marks the output
@@ -2016,7 +2037,8 @@ class ImageCache:
 
     def __init__(self, path, num_images=None):
         records = np.load(path, mmap_mode="r")
-        if records.offset + records.nbytes != Path(path).stat().st_size:
+        whole = records.offset + records.nbytes == Path(path).stat().st_size
+        if not whole or records.dtype.names != ("image", "mask", "box", "category"):
             raise ValueError(f"{path} is not a complete cache file")
         self.path = path
         self.take(records[:num_images])
@@ -2107,8 +2129,43 @@ LABEL_MAP = {"rectangle": 50, "triangle": 100, "disk": 150, "oval": 200, "star":
 SHAPES = ImageCache.record_type(classes=5, height=64, width=64, boxes=5)
 
 
+class NumberType:
+    """Stands in for numpy.dtype while an archive is read: the type of an array of numbers.
+
+    numpy.dtype itself would also make "Python objects" out of the bytes of an archive: pointers
+    that a hostile archive chooses.
+    """
+
+    def __init__(self, name, *_):
+        if not isinstance(name, str) or np.dtype(name).kind not in "biuf":
+            raise ValueError(f"it has an array of {name!r}, which is not a type of numbers")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state):
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class NumberArray(np.ndarray):
+    """An array of numbers: it takes its state from a pickle with a NumberType."""
+
+    def __setstate__(self, state):
+        version, shape, number_type, is_fortran, data = state
+        super().__setstate__((version, shape, number_type.dtype, is_fortran, data))
+
+
+def array_from_buffer(data, number_type, *layout):
+    # numpy moved this function between its versions, so it is taken from an array.
+    numpy_function = np.zeros(1).__reduce_ex__(5)[0]
+    return numpy_function(data, number_type.dtype, *layout)
+
+
+def make_scalar(number_type, data):
+    data = data.encode("latin1") if isinstance(data, str) else data  # Python 2's
+    return np.frombuffer(data, number_type.dtype)[0]
+
+
 class ArchiveUnpickler(pickle.Unpickler):
-    """Reads a pickle of containers, numbers, strings and numpy arrays, and nothing else.
+    """Reads a pickle of containers, numbers, strings and arrays of numbers, and nothing else.
 
     A pickle is a program, and loading it runs it: one line of it could delete your files. This
     reader refuses by name every function that such data does not need. A hostile archive can still
@@ -2116,12 +2173,11 @@ class ArchiveUnpickler(pickle.Unpickler):
     """
 
     ALLOWED = {
-        # numpy moved these functions between its versions, so they are taken from an array.
-        "_reconstruct": np.zeros(1).__reduce__()[0],
-        "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
-        "scalar": np.uint8(1).__reduce__()[0],
-        "ndarray": np.ndarray,
-        "dtype": np.dtype,
+        "_reconstruct": lambda *_: NumberArray(0),  # its __setstate__ follows
+        "_frombuffer": array_from_buffer,
+        "scalar": make_scalar,
+        "ndarray": None,  # only named, as an argument of _reconstruct
+        "dtype": lambda *args: NumberType(*args),  # a function: a pickle could change a class
         "encode": lambda text, encoding: text.encode("latin1"),  # bytes in protocol 2
         **{kind.__name__: kind for kind in (bytes, bytearray, set, frozenset, list, dict, tuple)},
     }
@@ -2137,9 +2193,11 @@ class ArchiveUnpickler(pickle.Unpickler):
 def find_archive(dl_studio, dataset_file):
     """The path of an archive of shapes, dataroot/dataset_file, of images of 64x64."""
     # DLStudio joins both as text, so that a dataroot may also be the start of the file's name.
-    joined = Path(f"{dl_studio.dataroot}{dataset_file}").expanduser()
-    archive = Path(dl_studio.dataroot).expanduser() / dataset_file
-    archive = joined if joined.is_file() else archive
+    root = Path(dl_studio.dataroot).expanduser()
+    archive = root / dataset_file
+    joined = Path(f"{root}{dataset_file}")
+    if not archive.is_file() and joined.is_file():
+        archive = joined
     if not archive.is_file():
         raise FileNotFoundError(
             f"{archive} is not there: take it from datasets_for_DLStudio.tar.gz of Avinash Kak's "
@@ -2470,6 +2528,12 @@ def open_prepared_folder(folder, manifest, num_images):
     side = options["image_size"]
     record_type = ImageCache.record_type(classes=1, height=side, width=side, boxes=1)
 
+    def read_records():
+        for sample, kind in itertools.product(samples, ("image", "mask")):
+            if not (folder / sample[kind]).is_file():
+                raise FileNotFoundError(f"{folder / sample[kind]} is missing; prepare again.")
+        return len(samples), record_type, records()
+
     def records():
         for sample in samples:
             image = read_prepared_png(folder, sample, "image", side)  # (H, W, 3)
@@ -2483,19 +2547,13 @@ def open_prepared_folder(folder, manifest, num_images):
             yield record
 
     content = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()[:16]
-    return open_cache(
-        folder,
-        f"{options['split']}.v3-{content}.cache.npy",
-        num_images,
-        lambda: (len(samples), record_type, records()),
-    )
+    name = f"{options['split']}.v3-{content}.cache.npy"
+    return open_cache(folder, name, num_images, read_records)
 
 
 def read_prepared_png(folder, sample, kind, side):
     """One picture of a prepared folder; ValueError if it is not the one that was written."""
     file = folder / sample[kind]
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; prepare again.")
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != sample[f"{kind}_sha256"]:
         raise ValueError(f"{file} is not the file that was prepared; prepare again.")
@@ -2516,19 +2574,56 @@ def innermost(dataset):
     return dataset
 
 
-def find_mask_values(dataset):
-    """The largest value in each mask plane; reading stops when every plane had a pixel set."""
-    values = None
-    with torch.random.fork_rng(devices=[]):  # the items of some datasets draw random numbers
-        for index in range(len(dataset)):
-            largest = torch.as_tensor(dataset[index]["mask_tensor"]).flatten(1).amax(dim=1)
-            values = largest if values is None else torch.maximum(values, largest)
-            if (values > 0).all():
+def loader_at_hand(segmenter):
+    """A loader of the training images; of the test images only where there are no others."""
+    given = (
+        segmenter.train_dataloader,
+        segmenter.dataserver_train,
+        segmenter.test_dataloader,
+        segmenter.dataserver_test,
+    )
+    data = next((data for data in given if data is not None), None)
+    return data if data is None or isinstance(data, DataLoader) else DataLoader(data)
+
+
+def find_mask_values(loader, classes):
+    """The value of a set pixel in each mask plane: the largest one in the first images.
+
+    The dataset's own `mask_values` only count for planes that are empty there: a student's
+    subclass may return other masks than its parent.
+    """
+    if loader is None:
+        return [50 * (k + 1) for k in range(classes)]  # DLStudio's
+    declared = getattr(innermost(loader.dataset), "mask_values", None)
+    reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
+    found = None
+    with random_numbers_kept():
+        for batch in itertools.islice(reader, 50):
+            largest = batch["mask_tensor"].amax(dim=(0, 2, 3))  # (C,)
+            found = largest if found is None else torch.maximum(found, largest)
+            if (found > 0).all():
                 break
-    if values is None:
-        return None
-    values = values.tolist()
-    return [value or max(values) or 1 for value in values]
+    found = found.tolist()
+    if declared is None or len(declared) != len(found):
+        declared = [max(found) or 1] * len(found)
+    return [value or other for value, other in zip(found, declared, strict=True)]
+
+
+def expects_logits(criterion):
+    """Whether a loss reads outputs as logits, so that its masks are 0 and 1."""
+    return getattr(criterion, "logits", isinstance(criterion, nn.BCEWithLogitsLoss))
+
+
+@contextlib.contextmanager
+def random_numbers_kept():
+    """Afterwards torch, numpy and random go on as if no random number had been drawn inside."""
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def read_state_dict(path, net, device):
@@ -2775,6 +2870,7 @@ class TrainingRecorder:
         self.evaluate_every = evaluate_every
         self.evaluate = evaluate
         self.order = order  # the generator of the order of the images, if it is ours
+        self.seed = dl_studio.seed
         self.scheduler = None
         self.history = TrainingHistory(getattr(criterion, "name", type(criterion).__name__))
         self.epochs_done = 0
@@ -2796,7 +2892,7 @@ class TrainingRecorder:
         ) as self.bar:  # fmt: skip
             while not self.finished:
                 if self.order is not None:  # each epoch has an order of its own, resumed or not
-                    self.order.manual_seed(1_000_003 * self.dl_studio.seed + self.epochs_done)
+                    self.order.manual_seed(1_000_003 * self.seed + self.epochs_done)
                 yield self.epochs_done + 1
                 if self.count:
                     self.write_log()
@@ -2942,6 +3038,7 @@ class TrainingRecorder:
         """Write checkpoint.pt: all that continues the training as if it had not stopped."""
         state = {name: part.state_dict() for name, part in self.parts().items()}
         state["epochs_done"] = self.epochs_done
+        state["seed"] = self.seed
         state["history"] = vars(self.history)
         state["random"] = torch.get_rng_state()
         path = self.dl_studio.run_dir / "checkpoint.pt"
@@ -2959,6 +3056,7 @@ class TrainingRecorder:
             torch.set_rng_state(state["random"].cpu())
             vars(self.history).update(state["history"])
             self.epochs_done = state["epochs_done"]
+            self.seed = self.seed if state["seed"] is None else state["seed"]
         except Exception as error:  # torch.load raises nearly anything on a damaged file
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(
@@ -2970,10 +3068,9 @@ class TrainingRecorder:
         self.dl_studio.log(f"Resuming after epoch {self.epochs_done}")
 
 
-def training_facts(segmenter, recorder, scheduler, augment, clip_grad_norm, bf16):
+def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16):
     """The content of settings.json: what is needed to know, or to repeat, what a run did."""
-    dls, net, loader = segmenter.dl_studio, recorder.net, recorder.loader
-    spec = segmenter.data_spec()
+    net, loader = recorder.net, recorder.loader
     options = {
         "scheduler": scheduler.function if isinstance(scheduler, FractionSchedule) else scheduler,
         "augment": augment,
@@ -3028,9 +3125,11 @@ def training_facts(segmenter, recorder, scheduler, augment, clip_grad_norm, bf16
 
 def data_source(dataset):
     """Where images come from, in words: drawn ones are called so."""
+    if hasattr(dataset, "manifest"):
+        return dataset.manifest.get("description") or "prepared COCO images"
     if getattr(dataset, "generated", False):
         return "generated by SegStudio, not the original"
-    return getattr(dataset, "manifest", {}).get("description", type(dataset).__name__)
+    return type(dataset).__name__
 
 
 def device_name(device):

@@ -5,6 +5,7 @@ import difflib
 import inspect
 import symtable
 import textwrap
+from pathlib import Path
 
 from SegStudio import SegStudio as package
 from SegStudio.SegStudio import __file__ as MODULE_FILE
@@ -15,9 +16,7 @@ def show_class(name: str) -> str:
 
     Errors: ValueError for a name that the module does not have, with the nearest one.
     """
-    with open(MODULE_FILE, encoding="utf-8") as file:
-        source = file.read()
-    module = Module(source)
+    module = Module(Path(MODULE_FILE).read_text(encoding="utf-8"))
     cls = find_class(name)
     text = textwrap.dedent(inspect.getsource(cls))
     names = module.names_needed(text)

@@ -1,5 +1,7 @@
 """CocoSingleObjectDataset: items agree with the prepared files; its cache is sound and found."""
 
+import builtins
+import io
 import json
 import pickle
 import types
@@ -133,16 +135,22 @@ def test_a_stale_cache_is_not_used(synthetic, prepared):
     assert len(cache_files(prepared)) == 1
 
 
+def refuse_writing(folder, monkeypatch):
+    """As if the folder were read-only. (chmod does not stop root, who may run the tests.)"""
+    for module in (builtins, io):  # pathlib uses io.open
+
+        def guarded(file, mode="r", *arguments, opened=module.open, **options):
+            writing = set(mode) & set("wax+") and isinstance(file, (str, Path))
+            if writing and Path(file).is_relative_to(folder):
+                raise PermissionError(13, "Permission denied", str(file))
+            return opened(file, mode, *arguments, **options)
+
+        monkeypatch.setattr(module, "open", guarded)
+
+
 def test_a_read_only_folder_uses_the_users_cache(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    write_atomically = SegStudio.write_atomically
-
-    def refuse(path, write):  # chmod does not stop root, who may run the tests
-        if Path(path).is_relative_to(prepared):
-            raise PermissionError(13, f"Permission denied: {path}")
-        return write_atomically(path, write)
-
-    monkeypatch.setattr(SegStudio, "write_atomically", staticmethod(refuse))
+    refuse_writing(prepared, monkeypatch)
     assert len(load(prepared)) == 6
     assert cache_files(prepared) == []
     [cache] = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

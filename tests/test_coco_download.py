@@ -93,6 +93,15 @@ def test_download_gives_up_with_a_reason_and_continues(serve, tmp_path):
     assert server.requests == []
 
 
+def test_a_network_that_is_down_ends_the_run(tmp_path):
+    """Not thousands of images, each of which waits for its retries."""
+    wanted = [
+        {"id": k, "width": 40, "height": 30, "coco_url": "http://127.0.0.1:1/x"} for k in range(99)
+    ]
+    with pytest.raises(DownloadError, match="no connection to the server .*refused"):
+        downloader(workers=2, retries=1).fetch_images(wanted, tmp_path)
+
+
 def test_download_refuses_other_sizes_and_addresses(serve, tmp_path):
     server = serve({"/1": jpeg(1)}, {"/6": ["file"]})
     server.files["/6"] = jpeg(6)

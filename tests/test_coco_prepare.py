@@ -4,13 +4,16 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import struct
 import zlib
 
 import numpy as np
+import prepare_coco
 import pytest
 from coco_sets import (
     CLASSES,
+    ROOT,
     draw,
     prepare,
     run,
@@ -398,3 +401,34 @@ def test_a_photo_that_is_written_twice_is_a_warning(tmp_path):
     assert code == 2
     assert "No image" in problems[0]
     assert len(list((tmp_path / "out/train/masks").iterdir())) == 2  # the old folder stays
+
+
+# ---- the page -----------------------------------------------------------------------------------
+
+PAGE = (ROOT / "Datasets" / "COCO.md").read_text(encoding="utf-8")
+
+
+def test_the_commands_of_the_page_are_valid(tmp_path, monkeypatch):
+    for folder in ("train2017", "val2017"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"python Datasets/prepare_coco.py ([^`\n]+)", PAGE)
+    assert len(commands) >= 5
+    for command in commands:
+        prepare_coco.parse(shlex.split(command))
+
+
+def test_the_page_names_every_option_and_its_default():
+    options = prepare_coco.parse(["--synthetic"])
+    table = PAGE[PAGE.index("| option |") : PAGE.index("| exit code |")]
+    rows = dict(re.findall(r"^\| `--([a-z-]+).*\| ([^|]+) \|$", table, re.MULTILINE))
+    described = {name.replace("-", "_"): default.strip("`") for name, default in rows.items()}
+    for name in ("split", "single_instance"):
+        assert described[name] == getattr(options, name)
+    for name in ("min_bbox", "image_size", "workers"):
+        assert described[name] == str(getattr(options, name))
+    assert described["classes"].split() == options.classes
+    assert described["synthetic_images"] == "480 (train), 120 (test)"
+    assert prepare_coco.SYNTHETIC_IMAGES == {"train": 480, "test": 120}
+    for name in vars(options):
+        assert f"--{name.replace('_', '-')}" in PAGE, name
