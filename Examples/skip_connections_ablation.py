@@ -1,4 +1,4 @@
-"""What are skip connections inside the blocks for? They keep the gradient the same size in all layers.
+"""What are skip connections inside the blocks for? The gradient keeps its size in all layers.
 
     python Examples/skip_connections_ablation.py --quick      # 160 seconds, 2-core computer
     python Examples/skip_connections_ablation.py              # three hours there
@@ -219,7 +219,9 @@ def save_figure(dls, gradients, histories):
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=12)
     figure.legend(loc="outside lower center", ncols=4, fontsize=13)
-    figure.suptitle("Residual connections keep the gradient the same size in all layers", fontsize=16)
+    figure.suptitle(
+        "With residual connections the gradient keeps its size in all layers", fontsize=16
+    )
     return dls.save_figure(figure, "ablation.png")
 
 
