@@ -45,6 +45,8 @@ def main():
     )
     seconds = 60 if flags.quick else 600
     if flags.seconds is not None:
+        if not flags.seconds > 0:
+            raise ValueError(f"--seconds is above 0, not {flags.seconds:g}")
         seconds = flags.seconds
     dls = SegStudio(
         image_size=[64, 64],
