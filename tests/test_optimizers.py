@@ -120,7 +120,7 @@ def test_split_takes_the_kernels_between_the_first_and_the_last_layer(make):
     assert len(hidden) + len(rest) == len(names), "each parameter is in one of both"
     assert all(p.ndim == 4 for p in hidden)
     kernels = {names[id(p)] for p in rest if p.ndim == 4}
-    ends = {"stem.0.weight", "head.weight"}, {"conv_in.weight", "conv_out.weight"}
+    ends = {"stem.0.weight", "decoders.2.weight"}, {"conv_in.weight", "conv_out.weight"}
     assert kernels in ends
 
 
