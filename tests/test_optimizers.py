@@ -274,8 +274,8 @@ def test_evaluations_do_not_count_as_time_of_training(experiment, tiny_shapes):
     )  # fmt: skip
     evaluations = len(history.column("pixel_accuracy"))
     assert evaluations >= 1
-    assert 0.4 <= history.seconds < 1
-    assert time.perf_counter() - begun > 0.4 + 0.3 * evaluations
+    passed = time.perf_counter() - begun
+    assert 0.4 <= history.seconds < passed - 0.25 * evaluations
 
 
 def flags_of(monkeypatch, *arguments, **options):
@@ -300,18 +300,3 @@ def test_images_and_epochs_that_are_given_lift_the_limit(monkeypatch, arguments)
     flags = flags_of(monkeypatch, *arguments, quick_seconds=100)
     assert flags.training_seconds() is None
     assert flags_of(monkeypatch, "--quick").training_seconds() is None, "no limit was asked for"
-
-
-@pytest.mark.slow
-def test_two_trainings_share_the_time_of_a_script(monkeypatch, experiment):
-    flags = flags_of(monkeypatch, "--quick", quick_seconds=13)
-    monkeypatch.setattr(MODULE, "STARTED", time.perf_counter())
-    for left in (2, 1):
-        seconds = flags.training_seconds(left, reserve=1)
-        assert seconds == pytest.approx(5.5, abs=0.5)
-        history = train(
-            experiment(), Segmentation.mUnet(depth=2, width=2), criterion=Slow(),
-            max_seconds=seconds, scheduler=lambda fraction: 1 - fraction,
-        )  # fmt: skip
-        assert seconds <= history.seconds < seconds + 0.5
-    assert time.perf_counter() - MODULE.STARTED < 1.2 * 13
