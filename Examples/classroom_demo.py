@@ -50,6 +50,7 @@ class LiveView:
     def __init__(self):
         plt.rcParams["font.size"] = 20
         self.figure = plt.figure(figsize=(16, 9), dpi=80, layout="constrained")
+        self.figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)  # inches
         layout = [["loss", "loss", "input", "truth"], ["loss", "loss", "strided", "dense"]]
         self.panels = self.figure.subplot_mosaic(layout)
         black = torch.zeros(3, 64, 64, dtype=torch.uint8)
@@ -127,7 +128,7 @@ class LiveView:
         if keep:
             picture = Image.fromarray(np.asarray(self.figure.canvas.buffer_rgba()))
             picture = picture.convert("RGB").resize(FILM_SIZE)
-            self.frames.append(picture.quantize(64))
+            self.frames.append(picture.quantize(256, dither=Image.Dither.NONE))
         self.last_frame = time.perf_counter()
         self.frame_seconds = self.last_frame - started
 
@@ -191,7 +192,7 @@ def main():
         view.show_network(upsampling, history, net)
         scores[upsampling] = segmenter.score(net)
         view.panels[upsampling].set_xlabel(
-            f"test images: {scores[upsampling].compute()['mean_iou']:.2f}"
+            f"200 test images: {scores[upsampling].compute()['mean_iou']:.2f}"
         )
 
     table = scores["dense"].table(before=scores["strided"])

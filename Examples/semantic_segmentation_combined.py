@@ -101,7 +101,7 @@ def log_gradients(dls, history, dice_scale):
     if norms[weaker] > 0:
         dls.log(
             f"At the output the gradient of {stronger} is {norms[stronger] / norms[weaker]:.1f} "
-            f"times as large as that of {weaker}: {stronger} trains the network here."
+            f"times as large as that of {weaker}: a step follows {stronger} more."
         )
 
 

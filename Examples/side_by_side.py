@@ -39,7 +39,7 @@ def save_side_by_side(segmenter, batch, preds, name, heading):
     )
     grid = figure.subplots(len(rows), count, squeeze=False)
     for panels, (row_name, masks) in zip(grid, rows.items(), strict=True):
-        panels[0].set_ylabel(row_name, fontsize=15)
+        panels[0].set_ylabel(row_name, fontsize=15 if len(row_name) < 10 else 12)
         for column, axes in enumerate(panels):
             picture = images[column].byte()
             if masks is not None:
@@ -105,8 +105,7 @@ def class_patches(class_names):
 
 
 def generated_or_not(dataset):
-    """What a picture says about its images: "generated" or "synthetic" if SegStudio drew them."""
-    if getattr(dataset, "generated", False):
-        return "generated"
-    description = getattr(dataset, "manifest", {}).get("description", "")
-    return "synthetic" if "SYNTHETIC" in description else "not generated"
+    """What a picture says about its images: whether SegStudio drew them."""
+    if not getattr(dataset, "generated", False):
+        return "not generated"
+    return "synthetic" if hasattr(dataset, "manifest") else "generated"
