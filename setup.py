@@ -25,6 +25,9 @@ setup(
         "pycocotools>=2.0.7",
         "matplotlib>=3.8",
         "tqdm>=4.66",
+        "Jinja2>=3.1",
+        "requests>=2.31",
+        "platformdirs>=4",
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],

@@ -1,55 +1,49 @@
-"""What the COCO data allows: a modern recipe beside the homework's three losses, same time each.
+"""What the COCO images allow: a modern recipe beside the homework's three losses, same time each.
 
-Shows what dense upsampling, BCE+Dice on logits, AdamW with a schedule, and augmentation that
-moves image and mask together are worth: four networks, one table.
+    python Examples/best_coco_segmentation.py --quick       # 170 seconds on any 2-core computer
+    python Examples/best_coco_segmentation.py --coco data/coco-64 --seconds 300    # 22 minutes
 
-    python Examples/best_coco_segmentation.py --quick           # 4 x 30 s of training on the CPU
-    python Examples/best_coco_segmentation.py --seconds 300 --coco data/coco-64
+Trains four networks for the same time and prints one table and one picture of all of them:
+    MAE, Dice, MAE + 100 * Dice    the homework's: strided mUnet of depth 16, SGD at 1e-4
+    best                           UNet, BCE + Dice on logits, Muon and AdamW, augmentation
 
-The folder of the run holds the best recipe's network, ready for predict.py; the folders in it
-hold the homework's. Expected scores: see the README.
+The augmentation moves image and mask together; torchvision's tv_tensors tell its transforms which
+is which. --coco is a folder that Datasets/prepare_coco.py wrote; without it a synthetic set in
+COCO's format is drawn first. --seconds N is the training time of each network; by default 300,
+and with --quick what is left of the 170 seconds.
+
+The folder of the run holds the best network, ready for predict.py; the folders in it hold the
+homework's. Expected mean IoU on the synthetic set: see the README.
 """
 
-import functools
 import math
 
 import torch
+from coco_folder import find_or_draw_coco
+from side_by_side import as_batch, generated_or_not, save_side_by_side
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from SegStudio import SegStudio
 
 CLASSES = ("cake", "dog", "motorcycle")
-HOMEWORK = {  # SGD and the strided network, as in coco_segmentation.py
-    "MAE": {"loss_type": "MAE"},
-    "Dice": {"loss_type": "Dice", "dice_form": "squared"},
-    "MAE+100*Dice": {"loss_type": "MAE+Dice", "dice_scale": 100, "dice_form": "squared"},
-}
-WIDTH, DEPTH, BATCH_SIZE = 32, 4, 16  # small and fast: a minute should see many images
-AUGMENTATION = v2.Compose(
-    [
-        v2.RandomHorizontalFlip(),
-        v2.RandomAffine(degrees=15, translate=(0.1, 0.1), scale=(0.8, 1.25)),
-        v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
-    ]
-)
+QUICK_SECONDS = 165
 
+# The homework's settings, as in coco_segmentation.py.
+LEARNING_RATE = 1e-4
+MOMENTUM = 0.9
+BATCH_SIZE = 4
+DEPTH = 16
 
-def augment(images, masks):
-    """Another draw for each image of the batch; tv_tensors make its mask follow."""
-    pairs = [
-        AUGMENTATION(tv_tensors.Image(image / 255), tv_tensors.Mask(mask))
-        for image, mask in zip(images, masks, strict=True)
-    ]
-    images, masks = zip(*pairs, strict=True)
-    return torch.stack(images).as_subclass(torch.Tensor) * 255, torch.stack(masks).as_subclass(
-        torch.Tensor
-    )
-
-
-def schedule(done):
-    """Warm up for a tenth of the time, then let the learning rate fall to 0 along a cosine."""
-    return done / 0.1 if done < 0.1 else 0.5 + 0.5 * math.cos(math.pi * (done - 0.1) / 0.9)
+# The settings of the best recipe.
+BEST_BATCH_SIZE = 16
+BEST_MUON_RATE = 0.03
+BEST_ADAMW_RATE = 6e-3
+AUGMENTATION = v2.Compose([
+    v2.RandomHorizontalFlip(),
+    v2.RandomAffine(degrees=15, translate=(0.1, 0.1), scale=(0.8, 1.25)),
+    v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
+])  # fmt: skip
 
 
 def main():
@@ -57,42 +51,134 @@ def main():
         __doc__,
         quick=(10000, None),
         full=(10000, None),
+        quick_seconds=QUICK_SECONDS,
         extra={
-            "--seconds": {"type": float, "metavar": "N", "help": "for each; default 300, quick 30"},
+            "--seconds": {
+                "type": float,
+                "metavar": "N",
+                "help": "of training for each network; default 300, less with --quick",
+            },
             "--coco": {"metavar": "DIR", "help": "a folder that prepare_coco.py wrote"},
-            "--image-size": {"type": int, "default": 64, "metavar": "N"},
+            "--image-size": {"type": int, "default": 64, "metavar": "N", "help": "default 64"},
         },
     )
-    seconds = flags.seconds or (30 if flags.quick else 300)
-    size = [flags.image_size, flags.image_size]
-    settings = {"dataroot": "./data/", "image_size": size, "classes": CLASSES}
-    settings = settings | {"use_gpu": True} | flags.settings
-    best = SegStudio(**settings | {"batch_size": BATCH_SIZE})
-    results = {}
-    for name, loss in (HOMEWORK | {"best": {"loss_type": "BCEDice"}}).items():
-        dls, network, recipe = best, {"upsampling": "dense", "width": WIDTH}, {}
-        if name in HOMEWORK:
-            folder = f"{best.run_dir.name}/{name.lower().replace('*', '-')}"
-            dls = SegStudio(**settings | {"run_name": folder})
-            network = {"depth": 16}
-        else:
-            network |= {"depth": DEPTH, "input_scale": 1 / 255}
-            recipe = {"scheduler": schedule, "augment": augment, "channels_last": True}
-            recipe |= {"optimizer": functools.partial(torch.optim.AdamW, lr=4e-3)}
-            recipe |= {"precision": "auto"}
-        segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=1)
-        segmenter.load_coco(flags.coco, flags.train_images)
-        model = segmenter.mUnet(out_channels=1, **network)
+    if flags.seconds is not None and not flags.seconds > 0:
+        raise ValueError(f"--seconds is above 0, not {flags.seconds:g}")
+    best = make_segmenter(flags, BEST_BATCH_SIZE)
+    homework = {
+        "MAE": best.SegmentationLossMAE(),
+        "Dice": best.SegmentationLossDice(form="squared"),
+        "MAE+100*Dice": best.SegmentationLossComb(dice_scale=100, base="mae"),
+    }
+    seconds = flags.seconds or flags.training_seconds(len(homework) + 1, reserve=6) or 300
+    examples = as_batch([best.dataserver_test[index] for index in one_of_each_class(best)])
+    scores = {}
+    preds = {}
+
+    for name, criterion in homework.items():
+        folder = f"{best.dl_studio.run_dir.name}/{name.lower().replace('*', '-')}"
+        segmenter = make_segmenter(flags, BATCH_SIZE, folder)
+        segmenter.dl_studio.log(f"\nThe homework's {name}, {seconds:.0f} seconds")
+        net = segmenter.mUnet(skip_connections=True, depth=DEPTH, out_channels=1)
         segmenter.custom_run_code_for_training_for_semantic_segmentation(
-            model, max_seconds=seconds, report_every=50, **loss, **recipe
+            net, criterion=criterion, max_seconds=seconds, log_every=50
         )
-        results[name] = segmenter.run_code_for_testing_semantic_segmentation(model)
-    results |= segmenter.score_trivial_baselines()
-    best.log(f"\n{seconds:g} seconds of training each\n{'':20}{'mean IoU':>10}{'mean Dice':>11}")
-    for name, scores in results.items():
-        found = scores.compute()
-        best.log(f"{name:20}{found['mean_iou']:10.3f}{found['mean_dice']:11.3f}")
-    best.log(f"\nNext: python Examples/predict.py IMAGE --model {best.run_dir}")
+        scores[name] = segmenter.run_code_for_testing_semantic_segmentation(net)
+        preds[name] = segmenter.binarize(net, segmenter.infer(net, examples["image"])).cpu()
+
+    best.dl_studio.log(f"\nThe best recipe, {seconds:.0f} seconds")
+    net = train_best(best, seconds)
+    scores["best"] = best.run_code_for_testing_semantic_segmentation(net)
+    preds["best"] = best.binarize(net, best.infer(net, examples["image"])).cpu()
+
+    scores.update(best.score_baselines())
+    log_table(best.dl_studio, scores, seconds)
+    source = generated_or_not(best.dataserver_test)
+    heading = f"Test images ({source}), {seconds:.0f} s of training each"
+    picture = save_side_by_side(best, examples, preds, "side_by_side.png", heading)
+    best.dl_studio.log(f"\nThe picture: {picture}")
+    best.dl_studio.log(f"Next: python Examples/predict.py IMAGE --model {best.dl_studio.run_dir}")
+
+
+def make_segmenter(flags, batch_size, run_name=None):
+    """An experiment with its data, in a run of its own."""
+    settings = dict(flags.settings)
+    settings.setdefault("dataroot", "./data/")
+    if run_name is not None:
+        settings["run_name"] = run_name
+    dls = SegStudio(
+        image_size=[flags.image_size, flags.image_size],
+        learning_rate=LEARNING_RATE,
+        momentum=MOMENTUM,
+        batch_size=batch_size,
+        classes=CLASSES,
+        use_gpu=True,
+        **settings,
+    )
+    segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=1)
+    segmenter.load_coco(find_or_draw_coco(flags.coco, dls), flags.train_images)
+    return segmenter
+
+
+# ---- The best recipe ----------------------------------------------------------------------------
+
+
+def train_best(segmenter, seconds):
+    """Train a UNet for so many seconds; returns it."""
+    net = segmenter.UNet(out_channels=1)
+    hidden, rest = segmenter.Muon.split(net)
+    segmenter.custom_run_code_for_training_for_semantic_segmentation(
+        net,
+        criterion=segmenter.SegmentationLossBCEDice(),
+        optimizer=[
+            segmenter.Muon(hidden, lr=BEST_MUON_RATE),
+            torch.optim.AdamW(rest, lr=BEST_ADAMW_RATE),
+        ],
+        scheduler=warm_up_then_cosine,
+        precision="auto",
+        channels_last=True,
+        augment=augment,
+        max_seconds=seconds,
+        log_every=50,
+    )
+    return net
+
+
+def warm_up_then_cosine(done):
+    """The factor on the learning rates, as a function of the fraction of training done."""
+    warm_up = 0.05
+    if done < warm_up:
+        return 0.02 + 0.98 * done / warm_up
+    return 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
+
+
+def augment(images, masks):
+    """Change each image of the batch at random, and its mask with it."""
+    changed_images = []
+    changed_masks = []
+    for image, mask in zip(images, masks, strict=True):
+        image, mask = AUGMENTATION(tv_tensors.Image(image / 255), tv_tensors.Mask(mask))
+        changed_images.append(255 * image.as_subclass(torch.Tensor))
+        changed_masks.append(mask.as_subclass(torch.Tensor))
+    return torch.stack(changed_images), torch.stack(changed_masks)
+
+
+# ---- The results --------------------------------------------------------------------------------
+
+
+def one_of_each_class(segmenter):
+    """The numbers of the first two test images of each class."""
+    categories = [
+        segmenter.dataserver_test[k]["category"] for k in range(len(segmenter.dataserver_test))
+    ]
+    return [k for k, category in enumerate(categories) if categories[:k].count(category) < 2][:6]
+
+
+def log_table(dls, scores, seconds):
+    dls.log(f"\n{seconds:.0f} seconds of training each\n{'':20}{'mean IoU':>10}{'mean Dice':>11}")
+    for name, of_network in scores.items():
+        found = of_network.compute()
+        dls.log(f"{name:20}{found['mean_iou']:10.3f}{found['mean_dice']:11.3f}")
 
 
 if __name__ == "__main__":

@@ -1,98 +1,311 @@
-"""Which loss is best? Every loss curve, beside one yardstick that all runs share.
+"""Which loss is best? Each loss has a scale of its own; scores can be compared.
 
-An MSE of 300 and a Dice loss of 0.9 cannot be compared: each loss has a scale of its own. Scores
-can. The upper plots show the training losses, one plot for each kind; the lower ones the scores by
-epoch. Of several runs of a kind (dice scales, seeds), the best case is the one with the highest
-mean IoU on the test images, the worst case, drawn dashed, the one with the lowest.
+An MSE of 300 and a Dice loss of 0.9 cannot be compared; the mean IoU of both networks can. The
+upper plots show the training losses, one plot for each kind of loss. The lower plots show scores on
+validation images, during training.
 
-    python Examples/reproduce_homework.py --quick --only mse,dice,combined-200   # makes runs
-    python Examples/compare_losses.py [mse dice]        # all runs, or these two: seconds
+    python Examples/reproduce_homework.py --quick --seeds 3 --only mse,dice,combined-200  # 9 min
+    python Examples/compare_losses.py              # the homework's runs: seconds
+    python Examples/compare_losses.py mse my_run   # these two, whatever else differs
+
+Without names the script compares like with like: runs of the homework's network and recipe, on the
+same data, with the same schedule. It says which runs it leaves out, and why.
+One run of each loss does not show which is best: another seed can turn the order round. So
+the script names a best and a worst case only if their ranges over several seeds do not meet.
 """
 
 import re
-from collections import Counter
 from pathlib import Path
 
-from SegStudio.SegStudio import PALETTE, SegStudio
+import numpy as np
+from homework_page import list_facts, read_run
+from matplotlib.ticker import MaxNLocator
 
-SCORES = {"mean_iou": "mean IoU", "mean_dice": "mean Dice", "boundary_f1": "boundary F1"}
+from SegStudio import SegStudio
+
+SCORES = {"mean_iou": "mean IoU", "mean_dice": "mean Dice", "boundary_iou": "boundary IoU"}
+# The palette without its yellow, which is hard to see on white.
+COLORS = tuple(color for color in SegStudio.PALETTE if color.upper() != "#F0E442")
+LINE_STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 
-def read_runs(flags):
-    """The runs asked for, or all that can be read; of those the ones with the commonest classes."""
-    results = Path(flags.results_dir).expanduser()
+# ---- Which runs are compared --------------------------------------------------------------------
+
+
+def read_runs(results_dir, names=()):
+    """The runs called `names`, or all runs in results_dir that can be read."""
+    results_dir = Path(results_dir).expanduser()
+    if names:
+        return [read_run(results_dir / name) for name in dict.fromkeys(names)]
     runs = []
-    for name in flags.runs or sorted(path.parent.name for path in results.glob("*/losses.csv")):
+    for folder in sorted(path.parent for path in results_dir.glob("*/losses.csv")):
         try:
-            run = SegStudio.HomeworkReport.read_run(results / name)
+            runs.append(read_run(folder))
         except (FileNotFoundError, ValueError) as error:
-            if flags.runs:
-                raise
             print(f"Left out: {error}")
-            continue
-        run["test_iou"] = run["metrics"] and run["metrics"]["mean_iou"]
-        run["kind"] = re.sub(r"\+[\d.e+]+\*", " + scale*", run["loss"])  # one kind, many scales
-        runs.append(run)
     if not runs:
-        raise ValueError(f"{results} holds no runs: reproduce_homework.py --quick makes them")
-    classes = Counter(str(run["data"]) for run in runs).most_common(1)[0][0]
-    for run in [run for run in runs if str(run["data"]) != classes]:
-        runs.remove(run)
-        print(f"Left out: {run['name']} has other classes than most runs")
+        raise ValueError(f"{results_dir} holds no runs: reproduce_homework.py --quick makes them")
     return runs
 
 
-def draw(dls, runs):
-    """Upper row: losses, a plot for each kind. Lower row: the common scores."""
-    kinds = list(dict.fromkeys(run["kind"] for run in runs))
-    figure = dls.new_figure(figsize=(4.6 * max(3, len(kinds)), 8.6), dpi=110, layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.15))
-    upper.suptitle("Training losses: every kind has a scale of its own")
-    lower.suptitle("The common yardstick: scores on images kept out of training")
-    plots = dict(zip(kinds, upper.subplots(1, len(kinds), squeeze=False)[0], strict=True))
-    score_plots = dict(zip(SCORES, lower.subplots(1, 3), strict=True))
-    colors = {run["name"]: PALETTE[k % len(PALETTE)] for k, run in enumerate(runs)}
+def data_of(run):
+    """What a run was trained on: source, classes and size of the images."""
+    return {
+        "data": run.source or "unknown source",
+        "classes": ", ".join(run.data.get("class_names", ())),
+        "image size": run.settings.get("image_size"),
+    }
+
+
+def schedule_of(run):
+    """How long a run was trained."""
+    if run.max_seconds is not None:
+        return {"images": run.training["images"], "seconds": run.max_seconds}
+    return {"images": run.training["images"], "epochs": run.settings["epochs"]}
+
+
+def case_of(run):
+    """What a run tests: its loss, with the form of Dice where that is not the usual one."""
+    form = run.training.get("loss_options", {}).get("form", "squared")
+    return run.loss if form == "squared" else f"{run.loss} ({form})"
+
+
+def seed_of(run):
+    return run.settings.get("seed")
+
+
+def choose_comparable(runs):
+    """(the runs to compare, [(run, why it is left out), ...]).
+
+    Kept are finished runs of the homework's network and recipe; of those the largest group with
+    one kind of data and one schedule (of equally large groups the longer schedule); of several
+    runs with one loss and one seed the first.
+    """
+    left_out, groups = [], {}
     for run in runs:
-        rivals = [r["test_iou"] for r in runs if r["kind"] == run["kind"] and r["metrics"]]
-        case = {max(rivals): " (best case)", min(rivals): " (worst case)"} if rivals[1:] else {}
-        label = run["name"] + case.get(run["test_iou"], "")
-        style = {"color": colors[run["name"]], "linestyle": "--" if "(worst" in label else "-"}
-        epochs = [row["iteration"] / run["per_epoch"] for row in run["losses"]]
-        plots[run["kind"]].plot(epochs, [r["loss"] for r in run["losses"]], label=label, **style)
+        if changed := run.changed_settings():
+            left_out.append((run, f"not the homework's recipe: {list_facts(changed)}"))
+        elif run.metrics is None:
+            left_out.append((run, "training or testing has not finished"))
+        else:
+            key = str(data_of(run) | schedule_of(run))
+            groups.setdefault(key, []).append(run)
+    if not groups:
+        return [], left_out
+    kept = max(groups.values(), key=lambda group: (len(group), group[0].planned_images))
+    reference = data_of(kept[0]) | schedule_of(kept[0])
+    for group in groups.values():
+        if group is not kept:
+            left_out += [(run, f"other {list_differences(run, reference)}") for run in group]
+    chosen = {}
+    for run in kept:
+        first = chosen.setdefault((case_of(run), seed_of(run)), run)
+        if first is not run:
+            left_out.append((run, f"the same loss and seed as {first.name}"))
+    return list(chosen.values()), left_out
+
+
+def list_differences(run, reference):
+    """The data and schedule of a run where they are not those of `reference`, as text."""
+    facts = data_of(run) | schedule_of(run)
+    differing = {name: value for name, value in facts.items() if reference.get(name) != value}
+    return list_facts(differing)
+
+
+def explain_differences(runs):
+    """One line for each thing that differs between runs that a user chose."""
+    lines = []
+    for run in runs:
+        if changed := run.changed_settings():
+            lines.append(f"{run.name} does not use the homework's recipe: {list_facts(changed)}")
+    reference = data_of(runs[0]) | schedule_of(runs[0])
+    for run in runs[1:]:
+        if differences := list_differences(run, reference):
+            lines.append(f"{run.name} differs from {runs[0].name}: {differences}")
+    return lines
+
+
+def group_by_case(runs):
+    """{case: its runs, one for each seed}, the case with the highest mean IoU first."""
+    cases = {}
+    for run in runs:
+        cases.setdefault(case_of(run), []).append(run)
+    return dict(sorted(cases.items(), key=lambda item: -np.mean(test_scores(item[1]) or [0.0])))
+
+
+def test_scores(runs, name="mean_iou"):
+    """A score of the runs on the test images; runs without it are left out."""
+    scores = [(run.metrics or {}).get(name) for run in runs]
+    return [score for score in scores if score is not None]
+
+
+# ---- What the numbers say -----------------------------------------------------------------------
+
+
+def write_range(values, digits=3):
+    """One value as itself, several as "mean (lowest - highest)"."""
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    low, high = min(values), max(values)
+    return f"{np.mean(values):.{digits}f} ({low:.{digits}f} - {high:.{digits}f})"
+
+
+def make_table(cases):
+    """The table of all cases: losses, and scores on the test images."""
+    lines = [f"{'loss':20}{'seeds':>6}{'first':>9}{'last':>9}{'test mean IoU':>24}{'Dice':>24}"]
+    for case, runs in cases.items():
+        first = np.mean([run.losses[0]["loss"] for run in runs])
+        last = np.mean([run.losses[-1]["loss"] for run in runs])
+        iou, dice = (write_range(test_scores(runs, name)) for name in ("mean_iou", "mean_dice"))
+        lines.append(f"{case:20}{len(runs):6}{first:9.4g}{last:9.4g}{iou:>24}{dice:>24}")
+    lines.append("first, last: means of the first and the last logged interval of training")
+    return "\n".join(lines)
+
+
+def find_best_and_worst(cases):
+    """(best case or None, worst case or None, the sentences that say why).
+
+    A case is best if its lowest mean IoU over at least two seeds is above the highest of every
+    other case, which has at least two seeds as well; worst the other way round.
+    """
+    scores = {case: test_scores(runs) for case, runs in cases.items() if test_scores(runs)}
+    if len(scores) < 2:
+        return None, None, ["There is one case only, so nothing to compare."]
+    if min(len(values) for values in scores.values()) < 2:
+        sentences = [
+            "Not every loss has two seeds. A difference may be chance, so no best case is named.",
+            "More seeds: python Examples/reproduce_homework.py --quick --seeds 3",
+        ]
+        return None, None, sentences
+    ranked = sorted(scores, key=lambda case: -np.mean(scores[case]))
+    best, worst, sentences = None, None, []
+    others = [score for case in ranked[1:] for score in scores[case]]
+    if min(scores[ranked[0]]) > max(others):
+        best = ranked[0]
+        sentences.append(
+            f"Best case: {best}. Its lowest mean IoU over the seeds, {min(scores[best]):.3f}, is "
+            f"above the highest of all others, {max(others):.3f}."
+        )
+    else:
+        rivals = [case for case in ranked[1:] if max(scores[case]) >= min(scores[ranked[0]])]
+        sentences.append(
+            f"No best case: {ranked[0]} has the highest mean, but the seeds of "
+            f"{' and '.join(rivals)} reach into its range."
+        )
+    others = [score for case in ranked[:-1] for score in scores[case]]
+    if max(scores[ranked[-1]]) < min(others):
+        worst = ranked[-1]
+        sentences.append(
+            f"Worst case: {worst}. Its highest mean IoU, {max(scores[worst]):.3f}, is below the "
+            f"lowest of all others, {min(others):.3f}."
+        )
+    return best, worst, sentences
+
+
+# ---- The plots ----------------------------------------------------------------------------------
+
+
+def kind_of(case):
+    """The kind of a loss: "MSE+200*Dice" and "MSE+300*Dice" are both "MSE + scale * Dice"."""
+    return re.sub(r"\+[\d.e+]+\*", " + scale * ", case)
+
+
+def curves_of(runs, column):
+    """[(iterations, values), ...] of a column of losses.csv, one curve for each seed."""
+    curves = []
+    for run in runs:
+        points = [(row["iteration"], row[column]) for row in run.rows if column in row]
+        if points:
+            curves.append(tuple(np.array(points).T))
+    return curves
+
+
+def draw_curves(axes, curves, **style):
+    """The mean of the seeds' curves as a line, with a band from the lowest to the highest.
+
+    Runs that are bounded by time have different lengths: the line ends with the shortest, else
+    its last points would be the mean of fewer seeds.
+    """
+    shortest = min((steps for steps, _ in curves), key=lambda steps: steps[-1])
+    values = np.array([np.interp(shortest, steps, y) for steps, y in curves])  # (seeds, points)
+    axes.plot(shortest, values.mean(axis=0), **style)
+    if len(curves) > 1:
+        low, high = values.min(axis=0), values.max(axis=0)
+        axes.fill_between(shortest, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def draw(dls, cases, best=None, worst=None):
+    """losses.png. Upper row: losses, a plot for each kind. Lower row: scores during training."""
+    kinds = list(dict.fromkeys(map(kind_of, cases)))
+    figure = dls.new_figure(figsize=(4.6 * max(3, len(kinds)), 9), dpi=110, layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    upper.suptitle("Training losses: each kind has a scale of its own")
+    lower.suptitle("Scores on validation images during training")
+    loss_plots = dict(zip(kinds, upper.subplots(1, len(kinds), squeeze=False)[0], strict=True))
+    score_plots = dict(zip(SCORES, lower.subplots(1, len(SCORES)), strict=True))
+    names = {best: " (best case)", worst: " (worst case)"}
+    for number, (case, runs) in enumerate(cases.items()):
+        seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
+        style = {
+            "color": COLORS[number % len(COLORS)],
+            "linestyle": LINE_STYLES[number % len(LINE_STYLES)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "markersize": 4,
+            "label": case + seeds + names.get(case, ""),
+        }
+        draw_curves(loss_plots[kind_of(case)], curves_of(runs, "loss"), **style)
         for score, axes in score_plots.items():
-            scored = [row for row in run["rows"] if score in row]
-            points = [(row["iteration"] / run["per_epoch"], row[score]) for row in scored]
-            points += [(epochs[-1], run["metrics"][score])] if run["metrics"] and not points else []
-            if points:
-                axes.plot(*zip(*points, strict=True), marker="o", label=run["name"], **style)
-    for name, axes in plots.items():
-        axes.set(xlabel="epoch", ylabel="loss, mean of an interval", title=name)
+            if curves := curves_of(runs, score):
+                draw_curves(axes, curves, **style)
+            elif tested := [run for run in runs if test_scores([run], score)]:
+                ends = [(np.array([r.iterations]), np.array([r.metrics[score]])) for r in tested]
+                draw_curves(axes, ends, **style | {"label": f"{style['label']} (test images)"})
+    for kind, axes in loss_plots.items():
+        axes.set(title=kind, ylabel="loss, mean of an interval")
         axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.17))
-    for score, axes in score_plots.items():  # limits only now: they stay as they are when set
-        axes.set(xlabel="epoch", ylabel=SCORES[score], ylim=(0, None), title=SCORES[score])
-    for axes in (*plots.values(), *score_plots.values()):
-        axes.set_xlim(0, None)
+    for score, axes in score_plots.items():
+        axes.set(title=SCORES[score], ylabel=SCORES[score], ylim=(0, None))
+    for axes in (*loss_plots.values(), *score_plots.values()):
+        axes.set(xlabel="iteration", xlim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(alpha=0.3)
-    lower.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    handles = [axes.get_legend_handles_labels() for axes in score_plots.values() if axes.lines]
+    if handles:
+        lower.legend(*handles[0], loc="outside lower center", ncols=4)
     return dls.save_figure(figure, "losses.png")
 
 
 def main():
-    names = {"nargs": "*", "help": "folders in the results folder; default: all"}
-    flags = SegStudio.example_flags(__doc__, extra={"runs": names})
-    runs, dls = read_runs(flags), SegStudio(**flags.settings)
-    dls.log(f"{'run':28}{'loss':20}{'first':>9}{'last':>9}{'test mean IoU':>15}{'Dice':>8}")
-    for run in sorted(runs, key=lambda run: -(run["test_iou"] or 0)):
-        losses = [row["loss"] for row in run["losses"]]
-        scores = [(run["metrics"] or {}).get(name) for name in ("mean_iou", "mean_dice")]
-        iou, dice = ("-" if score is None else f"{score:.3f}" for score in scores)
-        curve = f"{losses[0]:9.4g}{losses[-1]:9.4g}"
-        dls.log(f"{run['name']:28}{run['loss']:20}{curve}{iou:>15}{dice:>8}")
-    unscored = [run["name"] for run in runs if not any("mean_iou" in row for row in run["rows"])]
+    flags = SegStudio.example_flags(
+        __doc__,
+        extra={"runs": {"nargs": "*", "help": "folders in the results folder; default: see above"}},
+    )
+    runs = read_runs(flags.results_dir, flags.runs)
+    if flags.runs:
+        left_out, remarks = [], explain_differences(runs)
+    else:
+        runs, left_out = choose_comparable(runs)
+        remarks = []
+    lines = [f"Left out: {run.name} ({why})" for run, why in left_out]
+    if not runs:
+        raise ValueError("\n".join([*lines, "no finished run of the homework is left to compare"]))
+    dls = SegStudio(**flags.settings)
+    for line in (*lines, *remarks):
+        dls.log(line)
+    if not remarks:
+        dls.log(f"All with {list_facts(data_of(runs[0]) | schedule_of(runs[0]))}\n")
+    cases = group_by_case(runs)
+    dls.log(make_table(cases))
+    best, worst, sentences = find_best_and_worst(cases)
+    for sentence in sentences:
+        dls.log(sentence)
+    unscored = [run.name for run in runs if not curves_of([run], "mean_iou")]
     if unscored:
-        dls.log(f"\nNo scores by epoch, so the test's score alone: {', '.join(unscored)}")
-        dls.log("Training's evaluate_every=N writes scores by epoch.")
-    dls.log(f"\nThe plots: {draw(dls, runs)}")
+        dls.log(f"No scores during training, so the test's score alone: {', '.join(unscored)}")
+    dls.log(f"\nThe plots: {draw(dls, cases, best, worst)}")
 
 
 if __name__ == "__main__":

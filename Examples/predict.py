@@ -1,40 +1,99 @@
 """Segment images of your own with a network that an example has trained.
 
-Shows what a saved run is good for: its folder says which network it holds, so any image (a
-file, or a folder of them; any size and mode) gets a mask, an overlay and the boxes of the objects.
-
     python Examples/predict.py photo.jpg holiday/ --model runs/best_coco_segmentation
 
-In the run folder it prints, each image gets NAME-mask.png (0: background; k: class k),
-NAME-overlay.png, and its boxes in predictions.json. Well under a second for an image.
+IMAGE is an image file, or a folder: then all images in it. RUN is the folder of a finished run: it
+says which network it holds and how the network's output is read. Less than a second for an image.
+
+For each image, numbered 001, 002, ... in the given order, the folder that is printed at the end
+gets two files:
+    001-photo-mask.png       as large as the image; each pixel holds 0 for background, or the
+                             number of its class: 1 is the first class name, 2 the second
+    001-photo-overlay.png    the image with masks and boxes in the classes' colours
+and one file for all images:
+    predictions.json         {image: [{"class", "box": [x1, y1, x2, y2], "area" in pixels}, ...]}
+
+Where classes overlap, a pixel goes to the class that the network is most confident of. A network
+with one output channel finds objects, but does not name them: all are called "object".
 """
 
+import argparse
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import skimage.measure
 import torch
+from matplotlib.patches import Patch, Rectangle
 from PIL import Image, ImageOps
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.v2 import functional
 
 from SegStudio import SegStudio
-from SegStudio.SegStudio import PALETTE
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-SMALLEST = 0.0005  # of the picture: smaller spots are no objects
+IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+SMALLEST_OBJECT = 0.0005  # of the image; smaller spots are not counted as objects
+LARGEST_OVERLAY = 1200  # pixels, the longer side
+LISTED_OBJECTS = 6  # an image with more is summarised
+
+
+def main():
+    flags = read_flags()
+    files = find_images(flags.images)
+    dls = SegStudio(use_gpu=True, results_dir=flags.results_dir, run_name=flags.run_name)
+    segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
+    net = segmenter.load_run(flags.model)
+    class_names = net.output_spec["class_names"]
+    if len(net.output_spec["mask_values"]) == 1:
+        class_names = ["object"]
+    predictions = {}
+    for number, file in enumerate(files, start=1):
+        try:
+            image = read_image(file)
+        except Exception as error:  # PIL's decoders raise nearly anything on a bad file
+            dls.log(f"{file} is left out, it is no image: {error}")
+            continue
+        warn_of_a_photo(segmenter, class_names, file, image)
+        labels = predict_labels(segmenter, net, image)
+        objects = find_objects(labels, class_names, image.size)
+        name = f"{number:03d}-{file.stem}"
+        save_mask(labels, image.size, dls.run_dir / f"{name}-mask.png")
+        save_overlay(segmenter, image, labels, objects, class_names, f"{name}-overlay.png")
+        predictions[str(file)] = objects
+        dls.log(f"{file}: {describe(objects)}")
+    dls.write_json("predictions.json", predictions)
+    dls.log(f"\nMasks, overlays and predictions.json: {dls.run_dir}")
+    if len(predictions) < len(files):
+        raise ValueError(f"{len(files) - len(predictions)} of {len(files)} files were no images")
+
+
+def read_flags():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
+    parser.add_argument("--model", required=True, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--results-dir", default="runs", metavar="DIR", help="folder of all runs")
+    parser.add_argument("--run-name", metavar="NAME", help="folder of this run in it")
+    return parser.parse_args()
+
+
+# ---- Reading images -----------------------------------------------------------------------------
 
 
 def find_images(names):
+    """The image files that were given, and those in the given folders; each file once."""
+    files = {}
     for path in map(Path, names):
+        if not path.exists():
+            raise FileNotFoundError(f"no image or folder at {path.absolute()}")
+        found = [path]
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_FILES)
             if not found:
                 raise FileNotFoundError(f"no image in the folder {path.absolute()}")
-            yield from found
-        elif path.exists():
-            yield path
-        else:
-            raise FileNotFoundError(f"no image or folder at {path.absolute()}")
+        for file in found:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
 
 
 def read_image(file):
@@ -46,54 +105,114 @@ def read_image(file):
         return image.convert("RGB")
 
 
-def find_boxes(masks, names):
-    """Each connected part of each mask as class, box [min_x, min_y, max_x, max_y] and area."""
-    boxes = []
-    for mask, name in zip(masks.numpy(), names, strict=True):
-        for part in skimage.measure.regionprops(skimage.measure.label(mask)):
-            if part.area >= SMALLEST * mask.size:
-                top, left, bottom, right = part.bbox
-                box = [left, top, right - 1, bottom - 1]
-                boxes.append({"class": name, "box": box, "area": int(part.area)})
-    return boxes
+def warn_of_a_photo(segmenter, class_names, file, image):
+    """Say so if an image cannot be one of those that the network was trained on."""
+    shapes = segmenter.PurdueShapes5MultiObjectDataset.class_names
+    if tuple(class_names) == shapes and image.size != (64, 64):
+        segmenter.dl_studio.log(
+            f"{file} is not a 64x64 image of shapes, but this network was trained on nothing "
+            f"else: its masks of a photo mean nothing"
+        )
 
 
-def main():
-    flags = SegStudio.example_flags(
-        __doc__,
-        extra={
-            "images": {"nargs": "+", "metavar": "IMAGE", "help": "image files or folders"},
-            "--model": {"required": True, "metavar": "RUN", "help": "folder of a finished run"},
-        },
+# ---- Predicting ---------------------------------------------------------------------------------
+
+
+def predict_labels(segmenter, net, image):
+    """The class of each pixel, at the network's image size: 0 is background, k is class k.
+
+    Shape: returns (h, w) uint8.
+    """
+    pixels = functional.pil_to_tensor(image)  # (3, H, W)
+    small = functional.resize(pixels, net.output_spec["image_size"], antialias=True)
+    output = segmenter.infer(net, small[None].float())  # (1, C, h, w)
+    pred = segmenter.binarize(net, output)[0].cpu()  # (C, h, w)
+    values = torch.tensor(net.output_spec["mask_values"])[:, None, None]
+    confidence = segmenter.to_mask_values(net, output)[0].cpu() / values  # near 1: the class
+    confidence[~pred] = -torch.inf
+    labels = confidence.argmax(dim=0) + 1
+    labels[~pred.any(dim=0)] = 0
+    return labels.to(torch.uint8)
+
+
+def find_objects(labels, class_names, size):
+    """Each connected part of each class: its class, its box and its area, in the image's pixels.
+
+    size is PIL's, (width, height) of the image.
+    """
+    height, width = labels.shape
+    across = size[0] / width  # image pixels for each pixel of the labels
+    down = size[1] / height
+    objects = []
+    for number, name in enumerate(class_names, start=1):
+        parts = skimage.measure.label(labels.numpy() == number)
+        for part in skimage.measure.regionprops(parts):
+            if part.area < SMALLEST_OBJECT * labels.numel():
+                continue
+            top, left, bottom, right = part.bbox
+            x1, x2 = round(left * across), round(right * across) - 1
+            y1, y2 = round(top * down), round(bottom * down) - 1
+            area = round(float(part.area) * across * down)
+            objects.append({"class": name, "box": [x1, y1, x2, y2], "area": area})
+    return objects
+
+
+def describe(objects):
+    """The objects of an image in one line."""
+    if not objects:
+        return "nothing found"
+    if len(objects) <= LISTED_OBJECTS:
+        return ", ".join(f"{found['class']} {found['box']}" for found in objects)
+    counts = Counter(found["class"] for found in objects)
+    summary = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    return f"{len(objects)} objects: {summary} (boxes in predictions.json)"
+
+
+# ---- Pictures -----------------------------------------------------------------------------------
+
+
+def save_mask(labels, size, path):
+    """The labels in the image's size, as an indexed PNG in the classes' colours."""
+    mask = Image.fromarray(labels.numpy()).resize(size, Image.Resampling.NEAREST)
+    colors = "000000" + "".join(SegStudio.PALETTE).replace("#", "")
+    mask.putpalette(bytes.fromhex(colors))
+    SegStudio.write_atomically(path, lambda part: mask.save(part, format="PNG"))
+
+
+def save_overlay(segmenter, image, labels, objects, class_names, name):
+    """The image with masks and boxes, and a legend of the classes that were found."""
+    picture = image.copy()
+    picture.thumbnail((LARGEST_OVERLAY, LARGEST_OVERLAY))
+    pixels = functional.pil_to_tensor(picture)  # (3, H, W)
+    numbers = torch.arange(1, len(class_names) + 1)[:, None, None]
+    masks = functional.resize(
+        labels[None] == numbers, pixels.shape[1:], functional.InterpolationMode.NEAREST
     )
-    files = list(find_images(flags.images))
-    dls = SegStudio(use_gpu=True, **flags.settings)
-    segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
-    net = segmenter.load_run(flags.model)
-    names = segmenter.loaded_facts[0]
-    names = names if len(segmenter.loaded_facts[1]) > 1 else ("object",)  # found, not named
-    palette, predictions = bytes.fromhex("000000" + "".join(PALETTE).replace("#", "")), {}
-    for number, file in enumerate(files, start=1):
-        try:
-            image = read_image(file)
-        except Exception as error:  # PIL's decoders raise nearly anything on a bad file
-            dls.log(f"{file} is left out: {error}")
-            continue
-        masks = segmenter.predict_image(net, image)
-        stem = f"{number:03d}-{file.stem}"
-        classes = (masks * torch.arange(1, len(masks) + 1)[:, None, None]).amax(dim=0)
-        labels = Image.fromarray(classes.numpy().astype(np.uint8))
-        labels.putpalette(palette)
-        labels.save(dls.run_dir / f"{stem}-mask.png")
-        overlay = segmenter.overlay(pil_to_tensor(image).float(), masks)
-        to_pil_image(overlay).save(dls.run_dir / f"{stem}-overlay.png")
-        predictions[str(file)] = find_boxes(masks, names)
-        found = ", ".join(f"{b['class']} {b['box']}" for b in predictions[str(file)])
-        dls.log(f"{file}: {found or 'nothing found'}")
-    dls.write_json("predictions.json", predictions)
-    if bad := len(files) - len(predictions):
-        raise ValueError(f"{bad} of {len(files)} files were no images")
-    dls.log(f"\nMasks, overlays and predictions.json: {dls.run_dir}")
+    overlay = segmenter.overlay(pixels.float(), masks)
+    height = min(max(8 * picture.height / picture.width, 2), 12)
+    figure = segmenter.dl_studio.new_figure(
+        figsize=(8, height + 0.8), dpi=120, layout="constrained"
+    )
+    axes = figure.add_subplot()
+    axes.imshow(overlay.permute(1, 2, 0).numpy(), extent=(0, image.width, image.height, 0))
+    axes.set_axis_off()
+    colors = dict(zip(class_names, SegStudio.PALETTE, strict=False))
+    for found in objects:
+        x1, y1, x2, y2 = found["box"]
+        color = colors.get(found["class"], "white")
+        axes.add_patch(
+            Rectangle((x1, y1), x2 - x1 + 1, y2 - y1 + 1, fill=False, color=color, linewidth=2)
+        )
+    counts = Counter(found["class"] for found in objects)
+    patches = [
+        Patch(color=colors.get(label, "white"), label=f"{label}: {count}")
+        for label, count in counts.items()
+    ]
+    if patches:
+        figure.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=12)
+    else:
+        axes.set_title("nothing found")
+    segmenter.dl_studio.save_figure(figure, name)
 
 
 if __name__ == "__main__":

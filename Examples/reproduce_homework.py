@@ -1,99 +1,258 @@
-"""The whole homework by one command, and one page that shows all of it by figure number.
+"""The whole homework by one command: eight experiments, and one page with all their figures.
 
-Runs the experiments of the homework, each in a fixed folder of runs/. What is finished is skipped,
-what was interrupted goes on after its last whole epoch, a longer run is kept. The page,
-runs/report/index.html, holds its pictures itself: mail it, or print it.
+Each experiment has a fixed folder in runs/. A finished run is kept, an interrupted one goes on, and
+a longer run is kept too. A run with other settings is renamed, never deleted. After
+each experiment the homework page, runs/homework-page/index.html, is written again.
 
-    python Examples/reproduce_homework.py --quick         # 2 CPU cores: 2 minutes an experiment
-    python Examples/reproduce_homework.py --only mse,dice # the homework's schedule: an hour each
+    python Examples/reproduce_homework.py --quick          # about 60 s for each experiment, 8 min
+    python Examples/reproduce_homework.py --only mse,dice  # the homework's schedule: an hour each
+    python Examples/reproduce_homework.py --quick --seeds 3 --only mse,dice    # 3 runs of each loss
+
+--quick limits the time: each experiment trains for 35 s and takes about 60 s with its data and its
+test. --epochs or --train-images lift that limit and are obeyed exactly; --train-images is for the
+shapes only. The three COCO experiments draw a synthetic set unless --coco names a folder
+that Datasets/prepare_coco.py wrote.
 """
 
 import subprocess
 import sys
 from pathlib import Path
 
-from torch.utils.data import Subset
+from homework_page import (
+    EXPERIMENTS,
+    HOMEWORK_EPOCHS,
+    HOMEWORK_IMAGES,
+    QUICK_SECONDS,
+    read_run,
+    write_page,
+)
 
 from SegStudio import SegStudio
 
-RECIPE = {"batch_size": 4, "learning_rate": 1e-4, "momentum": 0.9}
-COCO_SCRIPT = str(Path(__file__).with_name("coco_segmentation.py"))
-RUN_FILES = ("settings.json", "losses.csv", "metrics.json", "log.txt", "model.pt", "checkpoint.pt")
+# The homework's recipe.
+IMAGE_SIZE = [64, 64]
+LEARNING_RATE = 1e-4
+MOMENTUM = 0.9
+BATCH_SIZE = 4
+DEPTH = 16
+CLASSES = ("rectangle", "triangle", "disk", "oval", "star")
+
+# With --quick: the seconds of training in the QUICK_SECONDS of an experiment. The rest goes to the
+# data, the scores of the untrained network and the test. All runs train for the same time, so that
+# compare_losses.py can compare them.
+QUICK_TRAINING_SECONDS = 35
+QUICK_IMAGES = 2000
+
+COCO_SCRIPT = Path(__file__).with_name("coco_segmentation.py")
+COCO_LOSSES = {"coco-mae": "mae", "coco-dice": "dice", "coco-combined": "combined"}
 
 
-def what_is_left(folder, schedule):
-    """What of a run is still to do: "all", "rest" (of the training), "test" or "nothing"."""
+# ---- What is left to do -------------------------------------------------------------------------
+
+
+def wanted_settings(experiment, flags, seed):
+    """{name: value} that a run has in its settings.json if it is the run asked for."""
+    wanted = {"seed": seed, "max_seconds": flags.seconds}
+    if flags.seconds is None:
+        wanted["epochs"] = flags.epochs
+    if experiment.data == "coco":
+        return wanted | {"synthetic": flags.coco is None}
+    return wanted | {
+        "images": flags.train_images,
+        "batch_size": BATCH_SIZE,
+        "learning_rate": LEARNING_RATE,
+        "momentum": MOMENTUM,
+    }
+
+
+def what_is_left(folder, wanted):
+    """What to do for the run in `folder`, as (step, reason).
+
+    The steps:
+        "train": there is no run yet.
+        "resume": it was interrupted in training.
+        "test": it was trained, but not tested.
+        "nothing": it is complete, or longer than the run asked for.
+        "move": a run with other settings is there, which is not longer.
+
+    Errors: ValueError for a damaged run.
+    """
     try:
-        run = SegStudio.HomeworkReport.read_run(folder)
+        run = read_run(folder)
     except FileNotFoundError:
-        return "all"
-    there = {name: (run["settings"] | run["training"]).get(name) for name in schedule}
-    if there != schedule:
-        mine, other = (facts.get("images", 1) * facts["epochs"] for facts in (schedule, there))
-        return "nothing" if other > mine else "all"
-    steps = {"checkpoint.pt": "rest", "metrics.json": "nothing", "model.pt": "test"}
-    return next((step for name, step in steps.items() if (folder / name).exists()), "all")
-
-
-def run_shapes(experiment, folder, flags, left):
-    """Train and test on the shapes, or do the rest of it; the pixelwise Dice form diverges."""
-    for path in folder.glob("*") if left == "all" else ():
-        if path.name in RUN_FILES or path.suffix == ".png":
-            path.unlink()
-    dls = SegStudio(use_gpu=True, **flags.settings | RECIPE | {"run_name": folder.name})
-    segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
-    segmenter.load_shapes(flags.train_images, test_images=200 if flags.quick else 1000)
-    model = segmenter.mUnet(skip_connections=True, depth=16)
-    untrained = segmenter.score(model)
-    if left != "test":
-        segmenter.custom_run_code_for_training_for_semantic_segmentation(
-            *(model, experiment.loss_type, experiment.dice_scale),
-            **{"report_every": 50 if flags.quick else 500, "resume": True, "dice_form": "squared"},
-            evaluate_every=len(segmenter.train_dataloader),
-            held_out=Subset(segmenter.dataserver_test, range(200)),
+        return "train", "not run yet"
+    actual = {**run.settings, **run.training, "synthetic": run.synthetic}
+    differing = [name for name, value in wanted.items() if actual.get(name) != value]
+    if differing:
+        changes = ", ".join(
+            f"{name.replace('_', ' ')} {actual.get(name)} instead of {wanted[name]}"
+            for name in differing
         )
-    shown = {"before": untrained, "show_every": -(-len(segmenter.test_dataloader) // 4)}
-    segmenter.run_code_for_testing_semantic_segmentation(model, **shown)  # four test batches
+        if is_longer(run, wanted) and not {"seed", "synthetic"} & set(differing):
+            unfinished = "" if run.metrics else "; it is not finished"
+            return "nothing", f"a longer run is kept ({changes}){unfinished}"
+        return "move", changes
+    if (folder / "checkpoint.pt").exists():
+        return "resume", "it was interrupted"
+    if (folder / "metrics.json").exists():
+        return "nothing", "complete"
+    if (folder / "model.pt").exists():
+        return "test", "trained, not tested"
+    return "train", "it was interrupted before its first checkpoint"
 
 
-def run_coco(experiment, folder, flags, left):
+def is_longer(run, wanted):
+    """Is the run longer than the one asked for: by seconds if that is bounded by time?"""
+    if wanted["max_seconds"] is not None:
+        return run.seconds > wanted["max_seconds"]
+    images = wanted.get("images", run.training["images"])
+    return run.planned_images > images * wanted["epochs"]
+
+
+def move_aside(folder):
+    """Rename a run's folder to the first free name of NAME_before_1, NAME_before_2, ..."""
+    number = 1
+    while folder.with_name(f"{folder.name}_before_{number}").exists():
+        number += 1
+    return folder.rename(folder.with_name(f"{folder.name}_before_{number}"))
+
+
+# ---- The experiments ----------------------------------------------------------------------------
+
+
+def run_shapes(experiment, run_name, seed, flags, step):
+    """Train mUnet on the shapes with the experiment's loss, and test it."""
+    dls = SegStudio(
+        image_size=IMAGE_SIZE,
+        learning_rate=LEARNING_RATE,
+        momentum=MOMENTUM,
+        batch_size=BATCH_SIZE,
+        classes=CLASSES,
+        use_gpu=True,
+        **flags.settings | {"run_name": run_name, "seed": seed},
+    )
+    segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
+    # The validation images are generated besides the others: training uses all of its images, and
+    # no score during training comes from the test images.
+    segmenter.load_shapes(
+        flags.train_images,
+        test_images=200 if flags.quick else 1000,
+        validation_images=100 if flags.quick else 500,
+    )
+    model = segmenter.mUnet(skip_connections=True, depth=DEPTH)
+    untrained = segmenter.score(model)
+    if step != "test":
+        segmenter.custom_run_code_for_training_for_semantic_segmentation(
+            model,
+            experiment.loss,
+            dice_scale=experiment.dice_scale,
+            max_seconds=flags.seconds,
+            log_every=25 if flags.quick else 500,
+            evaluate_every=50 if flags.quick else len(segmenter.train_dataloader),
+            resume=step == "resume",
+        )
+    quarter = -(-len(segmenter.test_dataloader) // 4)  # rounded up: four test batches are shown
+    segmenter.run_code_for_testing_semantic_segmentation(
+        model, before=untrained, show_every=quarter
+    )
+
+
+def run_coco(experiment, run_name, seed, flags, step):
     """The COCO experiments have a script of their own, which also finds or draws their data."""
-    words = vars(flags) | {"loss": experiment.name.removeprefix("coco-"), "run_name": folder.name}
-    names = ("loss", "run_name", "results_dir", "seed", "epochs", "coco", "dataroot")
-    command = [f"--{n.replace('_', '-')}={words[n]}" for n in names if words[n] is not None]
-    switches = {"quick": flags.quick, "show": flags.show, "resume": left == "rest"}
-    command += [f"--{name}" for name, on in switches.items() if on]
-    if subprocess.run([sys.executable, COCO_SCRIPT, *command]).returncode:
-        raise ValueError(f"{experiment.name} did not finish: see the lines above")
+    command = [sys.executable, str(COCO_SCRIPT)]
+    command += [f"--loss={COCO_LOSSES[experiment.name]}", f"--run-name={run_name}"]
+    command += [f"--results-dir={flags.results_dir}", f"--seed={seed}"]
+    command += [f"--{name}" for name in ("quick", "show") if getattr(flags, name)]
+    if flags.coco is not None:
+        command.append(f"--coco={flags.coco}")
+    if flags.dataroot is not None:
+        command.append(f"--dataroot={flags.dataroot}")
+    if flags.seconds is not None:
+        command.append(f"--seconds={flags.seconds}")
+    else:
+        command.append(f"--epochs={flags.epochs}")
+    if step == "resume":
+        command.append("--resume")
+    if subprocess.run(command).returncode != 0:
+        raise ValueError("it did not finish: see the lines above")
+
+
+def run_experiment(experiment, seed, run_name, flags):
+    """Do what is left of one run, and say what that is."""
+    folder = Path(flags.results_dir).expanduser() / run_name
+    step, reason = what_is_left(folder, wanted_settings(experiment, flags, seed))
+    if step == "move":
+        print(f"{folder} has other settings ({reason}). It is now {move_aside(folder)}.")
+        step = "train"
+    elif step == "nothing":
+        print(f"{folder}: {reason}")
+        return
+    print(f"\n{folder}: {experiment.title}, seed {seed}")
+    run = run_shapes if experiment.data == "shapes" else run_coco
+    run(experiment, run_name, seed, flags, step)
 
 
 def main():
-    extra = {"--only": {"metavar": "NAMES", "help": "such as mse,combined-200; default: all"}}
-    extra["--coco"] = {"metavar": "DIR", "help": "made by prepare_coco.py; default: synthetic"}
-    flags = SegStudio.example_flags(__doc__, quick=(1000, 2), extra=extra)
-    report = SegStudio.HomeworkReport(flags.results_dir)
-    known = {experiment.name: experiment for experiment in report.experiments}
-    names = flags.only.split(",") if flags.only else list(known)
-    if unknown := set(names) - set(known):
-        raise ValueError(f"--only has no experiment {min(unknown)!r}; it has {', '.join(known)}")
-    if flags.run_name:
-        raise ValueError("each experiment has a fixed folder: use --results-dir, not --run-name")
+    flags = read_flags()
     failed = []
-    for experiment in map(known.get, names):
-        schedule, run = {"epochs": flags.epochs, "seed": flags.seed}, run_coco
-        if not experiment.name.startswith("coco"):
-            schedule, run = schedule | RECIPE | {"images": flags.train_images}, run_shapes
-        folder = report.folder(experiment)
-        try:
-            if (left := what_is_left(folder, schedule)) != "nothing":
-                run(experiment, folder, flags, left)
-            print(f"{folder}: complete")
-            page = report.write()  # after each, so that an interruption leaves what is done
-        except (ArithmeticError, OSError, ValueError) as error:
-            failed.append(f"{experiment.name}: {error}")
+    page = None
+    for experiment in chosen_experiments(flags.only):
+        for seed in range(flags.seed, flags.seed + flags.seeds):
+            run_name = experiment.folder_name
+            if seed != flags.seed:
+                run_name += f"_seed_{seed}"
+            try:
+                run_experiment(experiment, seed, run_name, flags)
+                # After each run: an interruption of the next one leaves a page of what is done.
+                page = write_page(Path(flags.results_dir).expanduser())
+            except (ArithmeticError, OSError, ValueError) as error:
+                print(f"{run_name} failed: {error}")
+                failed.append(f"{run_name}: {error}")
+    if page is not None:
+        print(f"\nThe homework page: {page}")
+        print("Next: python Examples/compare_losses.py")
     if failed:
         raise ValueError("; ".join(failed))
-    print(f"\nThe report: {page}\nNext: python Examples/compare_losses.py")
+
+
+def read_flags():
+    count = len(EXPERIMENTS)
+    flags = SegStudio.example_flags(
+        __doc__,
+        quick=(QUICK_IMAGES, 1),
+        full=(HOMEWORK_IMAGES["shapes"], HOMEWORK_EPOCHS),
+        quick_seconds=count * QUICK_SECONDS,
+        extra={
+            "--only": {"metavar": "NAMES", "help": "such as mse,combined-200; default: all"},
+            "--coco": {"metavar": "DIR", "help": "made by prepare_coco.py; default: synthetic"},
+            "--seeds": {
+                "type": int,
+                "default": 1,
+                "metavar": "N",
+                "help": "train each experiment N times, from --seed on; default 1",
+            },
+        },
+    )
+    if flags.run_name:
+        raise ValueError("each experiment has a fixed folder: use --results-dir, not --run-name")
+    if flags.seeds < 1:
+        raise ValueError(f"--seeds is 1 or more, not {flags.seeds}")
+    chosen_experiments(flags.only)  # a wrong name is an error before anything runs
+    bounded = flags.training_seconds() is not None
+    flags.seconds = QUICK_TRAINING_SECONDS if bounded else None
+    return flags
+
+
+def chosen_experiments(only):
+    """The experiments that --only names, in the homework's order; all of them without it."""
+    if not only:
+        return EXPERIMENTS
+    names = [name.strip() for name in only.split(",")]
+    known = [experiment.name for experiment in EXPERIMENTS]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--only has no experiment {name!r}; it has {', '.join(known)}")
+    return [experiment for experiment in EXPERIMENTS if experiment.name in names]
 
 
 if __name__ == "__main__":

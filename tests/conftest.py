@@ -17,6 +17,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: more threads wo
 from SegStudio import SegStudio  # noqa: E402 - after the backend is chosen
 
 ROOT = Path(__file__).resolve().parents[1]
+for folder in ("Datasets", "Examples"):  # their scripts import each other as siblings
+    sys.path.insert(0, str(ROOT / folder))
 Segmentation = SegStudio.SemanticSegmentation
 
 

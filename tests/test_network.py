@@ -11,6 +11,7 @@ from SegStudio import SegStudio
 
 Segmentation = SegStudio.SemanticSegmentation
 mUnet = Segmentation.mUnet
+UNet = Segmentation.UNet
 
 
 def images(n=2, h=32, w=32, seed=1):
@@ -80,7 +81,7 @@ def test_state_dict_has_the_keys_and_shapes_of_dlstudio(depth, width, classes, u
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, {"upsampling": "dense"}, {"skip_connections": False}, {"wiring": "unet"}]
+    "arguments", [{}, {"upsampling": "dense"}, {"skip_connections": False}]
 )
 def test_the_homework_network_has_6999109_parameters_in_324_tensors(arguments):
     parameters = list(mUnet(**arguments).parameters())
@@ -188,89 +189,10 @@ def test_forward_is_bit_identical_to_the_readable_one(depth, width, skip):
     assert not torch.equal(net(x), output)
 
 
-def plain_unet_forward(net, x):
-    """The wiring "unet": at each level of the right arm first the saved half, then the blocks."""
-    early = max(net.depth // 4, 1)
-    x = nn.functional.relu(nn.MaxPool2d(2, 2)(net.conv_in(x)))
-    for block in net.skip64DN_arr[:early]:
-        x = down(block, x)
-    saved1 = x.chunk(2, dim=1)[0]
-    x = down(net.skip64dsDN, x)
-    for block in net.skip64DN_arr[early:]:
-        x = down(block, x)
-    x = net.bn1DN(x)
-    saved2 = x.chunk(2, dim=1)[0]
-    x = down(net.skip64to128DN, x)
-    for block in net.skip128DN_arr[:early]:
-        x = down(block, x)
-    x = net.bn2DN(x)
-    saved3 = x.chunk(2, dim=1)[0]
-    for block in net.skip128DN_arr[early:]:
-        x = down(block, x)
-    x = up(net.skip128usUP, down(net.skip128dsDN, x))
-    x = torch.cat((saved3, x.chunk(2, dim=1)[1]), dim=1)
-    for block in net.skip128UP_arr[:early]:
-        x = up(block, x)
-    x = net.bn1UP(x)
-    for block in net.skip128UP_arr[early:]:
-        x = up(block, x)
-    x = up(net.skip128to64UP, x)
-    x = torch.cat((saved2, x.chunk(2, dim=1)[1]), dim=1)
-    for block in net.skip64UP_arr[early:]:
-        x = up(block, x)
-    x = up(net.skip64usUP, net.bn2UP(x))
-    x = torch.cat((saved1, x.chunk(2, dim=1)[1]), dim=1)
-    for block in net.skip64UP_arr[:early]:
-        x = up(block, x)
-    return net.conv_out(x)
-
-
-@pytest.mark.parametrize(("depth", "skip"), [(16, True), (8, False), (4, True), (2, True)])
-def test_the_unet_wiring_is_bit_identical_to_the_readable_one(depth, skip):
-    torch.manual_seed(0)
-    net = mUnet(skip, depth, width=8, wiring="unet")
-    x = images(2, 16, 24)
-    assert torch.equal(net(x), plain_unet_forward(copy.deepcopy(net), x))
-    assert not torch.equal(net(x), plain_forward(net, x))
-
-
-@pytest.mark.parametrize("depth", [16, 4])
-def test_the_unet_wiring_has_the_same_parameters_and_trains_all_of_them(depth):
-    torch.manual_seed(0)
-    dlstudio, unet = mUnet(depth=depth, width=8), mUnet(depth=depth, width=8, wiring="unet")
-    unet.load_state_dict(dlstudio.state_dict())
-    dead = {}
-    for name, net in (("dlstudio", dlstudio), ("unet", unet)):
-        net(images()).square().mean().backward()
-        dead[name] = {name for name, p in net.named_parameters() if p.grad is None}
-    # Of a block that changes the number of channels, DLStudio never uses the second convolution.
-    rests = (
-        "skip64to128DN.convo2", "skip64to128DN.bn2", "skip128to64UP.convoT2", "skip128to64UP.bn2"
-    )  # fmt: skip
-    assert {name for name in dead["unet"] if not name.startswith(rests)} == set()
-    assert any(name.startswith("skip128UP_arr") for name in dead["dlstudio"])
-
-
-def test_the_full_resolution_step_adds_to_the_same_network():
-    torch.manual_seed(0)
-    net = mUnet(depth=4, width=8, out_channels=3, upsampling="dense", full_resolution=True).eval()
-    plain = mUnet(depth=4, width=8, out_channels=3, upsampling="dense").eval()
-    own = {k: v for k, v in net.state_dict().items() if k in plain.state_dict()}
-    plain.load_state_dict(own)
-    assert set(plain.state_dict()) == set(own)
-    x, seen = images(2, 16, 24), {}
-    plain.conv_out.register_forward_pre_hook(lambda _, inputs: seen.update(last=inputs[0]))
-    output = plain(x)
-    doubled = seen["last"].repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    edges = net.edges[2](nn.functional.relu(net.edges[0](x)))  # both at (16, 24)
-    fine = nn.functional.relu(net.bn_full(edges + net.names(doubled)))
-    torch.testing.assert_close(net(x), output + net.conv_full(fine), rtol=1e-4, atol=1e-3)
-
-
 def test_the_arguments_build_the_same_network_again():
     arguments = {
         "skip_connections": False, "depth": 4, "out_channels": 2, "upsampling": "dense",
-        "width": 8, "input_scale": 0.5, "wiring": "unet", "full_resolution": True,
+        "width": 8, "input_scale": 0.5,
     }  # fmt: skip
     net = mUnet(**arguments)
     assert net.arguments == arguments
@@ -312,7 +234,7 @@ def test_dense_upsampling_is_nearest_neighbours_before_the_1x1():
             doubled[:, :, row, column] = x[:, :, row // 2, column // 2]
     weight, bias = block.upsampler.weight[:, :, 0, 0], block.upsampler.bias
     naive = torch.einsum("nihw,io->nohw", doubled, weight) + bias[:, None, None]
-    torch.testing.assert_close(block.resize(x), naive)
+    torch.testing.assert_close(block.enlarge(block.upsampler(x)), naive)
 
 
 def test_dense_conv_out_is_a_transposed_convolution_without_gaps():
@@ -354,10 +276,42 @@ def test_impossible_arguments(name, value):
         mUnet(**{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("upsampling", "bilinear"), ("wiring", "U")])
-def test_an_unknown_choice_is_named(name, value):
-    with pytest.raises(ValueError, match=f"{name} is .*{value!r}"):
-        mUnet(**{name: value})
+def test_an_unknown_upsampling_is_named():
+    with pytest.raises(ValueError, match="upsampling is .*'bilinear'"):
+        mUnet(upsampling="bilinear")
+
+
+# ---- UNet ---------------------------------------------------------------------------------------
+
+
+def test_unet_reaches_every_pixel_and_trains_every_parameter():
+    torch.manual_seed(0)
+    net = UNet(width=4, stem=4)
+    assert Segmentation.probe_output_coverage(net, (32, 48)).fraction == 1.0
+    net(images()).square().mean().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(("h", "w"), [(8, 8), (64, 64), (24, 40)])
+def test_unet_takes_any_size_divisible_by_8(h, w):
+    assert UNet(out_channels=3, width=4, stem=2)(images(2, h, w)).shape == (2, 3, h, w)
+    with pytest.raises(ValueError, match="divisible by 8"):
+        UNet(width=4)(images(1, h + 4, w))
+
+
+def test_unet_scales_its_input_itself():
+    """Its first layer sees values near 0, whatever its user forgets."""
+    net, seen = UNet(width=4).eval(), {}
+    net.stem.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
+    net(torch.full((1, 3, 8, 8), 255.0))
+    assert seen["x"].max() <= 1
+
+
+def test_unet_arguments_build_it_again():
+    net = UNet(2, 4, 6).eval()
+    twin = UNet(**json.loads(json.dumps(net.arguments))).eval()
+    twin.load_state_dict(net.state_dict())
+    assert torch.equal(twin(images()), net(images()))
 
 
 # ---- which output pixels can depend on the input ------------------------------------------------

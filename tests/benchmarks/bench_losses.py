@@ -3,10 +3,9 @@
     pip install '.[bench]' && python tests/benchmarks/bench_losses.py
 
 Forward and backward at batch 4, 5 channels of 64x64. The two ways take turns, ten times each, so
-that a turn finds threads and caches awake, as it does after a network's backward pass. The bar: 8
-times as fast as a loop in which every image and channel is a step, as reports have it (with the
-number of channels where they had the batch size, so that both compute the same). Also: the
-difference to MONAI's and segmentation_models_pytorch's Dice, where they are installed.
+that threads and caches are warm, as after a network's backward pass. The loop takes every image and
+channel as a step, as reports have it (with the number of channels where they had the batch size, so
+that both compute the same). Also: the difference to MONAI's and segmentation_models_pytorch's Dice.
 """
 
 import argparse
@@ -57,13 +56,13 @@ def linear(p, m):
 
 
 def combined(p, m):
-    return mse(p, m) + 200 * pixelwise(p, m)
+    return mse(p, m) + 200 * squared(p, m)
 
 
 PAIRS = {
     "MSE": (Segmentation.SegmentationLossMSE(), mse),
     "MAE": (Segmentation.SegmentationLossMAE(), mae),
-    "Dice, pixelwise": (Segmentation.SegmentationLossDice(), pixelwise),
+    "Dice, pixelwise": (Segmentation.SegmentationLossDice(form="pixelwise"), pixelwise),
     "Dice, squared": (Segmentation.SegmentationLossDice(form="squared"), squared),
     "Dice, linear": (Segmentation.SegmentationLossDice(form="linear"), linear),
     "MSE + 200*Dice": (Segmentation.SegmentationLossComb(4, 200), combined),

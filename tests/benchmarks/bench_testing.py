@@ -80,7 +80,7 @@ def main():
             start = time.perf_counter()
             output = net(batch["image"])
             forward.append(time.perf_counter() - start)
-            segmenter._save_test_figure(batch, output, number)
+            segmenter.save_test_figure(net, batch, output, number)
             drawn.append(time.perf_counter() - start)
         computing, whole = time_dlstudio(net, batch, folder, rounds)
     forward = statistics.median(forward)

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from SegStudio import SegStudio
+from SegStudio.SegStudio import MEMORY_FORMATS, TrainingRecorder, make_optimizer
 
 BATCH = 4
 
@@ -63,33 +65,24 @@ def dlstudio_iterations(batches):
             yield running_loss
 
 
-def segstudio_iterations(batches, folder, upsampling="strided", **options):
-    """The package's own loop: TrainingLoop, one iteration for each next()."""
+def segstudio_iterations(batches, folder, upsampling="strided", bf16=False, channels_last=False):
+    """The package's own loop, one iteration for each next(): a loader of one batch, one epoch."""
     torch.manual_seed(0)
     dls = SegStudio(learning_rate=1e-5, results_dir=folder, run_name="bench", epochs=10**6)
-    segmentation = SegStudio.SemanticSegmentation
-
-    class Bar:
-        def set_postfix(self, **_):
-            pass
-
-    loop = segmentation.TrainingLoop(
-        dls,
-        segmentation.mUnet(True, 16, upsampling=upsampling),
-        segmentation.SegmentationLossMSE(),
-        list(batches),
-        segmentation.TrainingHistory("MSE"),
-        checkpoint=None,
-        report_every=10**5,
-        **options,
-    )
-    loop._estimate_time = lambda: None
-    loop.clock = time.perf_counter()
+    segmenter = SegStudio.SemanticSegmentation(dls, max_num_objects=5)
+    net = segmenter.mUnet(True, 16, upsampling=upsampling)
+    net.to(memory_format=MEMORY_FORMATS[channels_last])
+    criterion = segmenter.SegmentationLossMSE()
+    optimizer = make_optimizer(None, net, dls)
+    recorder = TrainingRecorder(dls, net, criterion, optimizer, list(batches), log_every=10**5)
+    recorder.epochs = lambda: [1]
+    recorder.estimate_time = lambda: None
+    recorder.bar = tqdm(disable=True)
+    recorder.clock = time.perf_counter()
     while True:
-        for batch in loop.loader:
-            loop._iterate(batch)
-            loop._after_iteration(Bar())
-            yield loop.losses[loop.count - 1]
+        for batch in batches:
+            segmenter.training_loop(net, [batch], criterion, optimizer, recorder, bf16=bf16)
+            yield
 
 
 def main():
