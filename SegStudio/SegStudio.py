@@ -1550,7 +1550,11 @@ class SegStudio:
                     f"{run.absolute()} holds a {network}, which is not a network of this package: "
                     f"build it in a script of your own and use load_model"
                 )
-            return self.load_model(networks[network](**arguments), run / "model.pt")
+            try:
+                net = networks[network](**arguments)
+            except TypeError as error:  # a run of version 1, whose mUnet had other arguments
+                raise ValueError(f"{run.absolute()} is of another version: {error}") from None
+            return self.load_model(net, run / "model.pt")
 
         # ==== §7 FIGURES =========================================================================
 
@@ -2699,8 +2703,17 @@ def evaluation_split(segmenter, evaluate_on):
 
 def hold_out(loader, share):
     """(a loader like `loader` without a fixed part of its images, these images)."""
-    samplers = torch.utils.data.RandomSampler, torch.utils.data.SequentialSampler
-    if not isinstance(loader.sampler, samplers) or loader.batch_size is None:
+    sampler = loader.sampler
+    shuffles = type(sampler) is torch.utils.data.RandomSampler
+    if shuffles:  # as DataLoader(shuffle=True) makes one
+        plain = (
+            not sampler.replacement
+            and sampler.num_samples == len(loader.dataset)
+            and sampler.generator is loader.generator
+        )
+    else:
+        plain = type(sampler) is torch.utils.data.SequentialSampler
+    if not plain or loader.batch_size is None:
         raise ValueError(
             "a share of the images cannot be held out of a loader with a sampler of your own: "
             "give evaluate_on= a Dataset"
@@ -2718,7 +2731,7 @@ def hold_out(loader, share):
     training = DataLoader(
         Subset(loader.dataset, kept),
         loader.batch_size,
-        shuffle=isinstance(loader.sampler, torch.utils.data.RandomSampler),
+        shuffle=shuffles,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

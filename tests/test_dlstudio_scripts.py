@@ -6,6 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from SegStudio import SegStudio
 
 # As in DLStudio's example: settings, two datasets by their file names, a network, two calls.
 EXAMPLE = """
@@ -203,6 +208,7 @@ def names_in(folder):
     return {path.name for path in folder.iterdir()} - {".cache"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mUnet", "mUNet"])
 def test_a_script_like_dlstudios_example(folder, run_script, network):
     script = folder / "semantic_segmentation.py"
@@ -216,6 +222,7 @@ def test_a_script_like_dlstudios_example(folder, run_script, network):
     assert (folder / "runs" / "semantic_segmentation" / "test-batch-001.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", INITS)
 def test_a_students_script_that_overrides_the_loops(folder, run_script, init):
     script = folder / "hw7.py"
@@ -228,6 +235,7 @@ def test_a_students_script_that_overrides_the_loops(folder, run_script, init):
     assert (folder / "runs" / "hw7" / "display-001-batch-0.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["2.3.6", "2.5.8"])
 def test_dlstudios_own_example(folder, run_script, version):
     """Where SEGSTUDIO_DLSTUDIO_SOURCES holds DLStudio's unpacked source archives."""
@@ -246,3 +254,106 @@ def test_dlstudios_own_example(folder, run_script, version):
     assert "[epoch=6/6, iter=   5" in done.stdout
     assert names_in(folder) == {"data", "runs", "saved_model", script.name}
     assert list((folder / "runs" / "semantic_segmentation").glob("test-batch-*.png"))
+
+
+# ---- without a seed of ours ---------------------------------------------------------------------
+
+
+def train_as_dlstudio_does(net, data, epochs=2, learning_rate=1e-4):
+    """DLStudio's loop and its loader, written anew: the loss of each iteration."""
+    loader = DataLoader(data, batch_size=4, shuffle=True)
+    criterion = nn.MSELoss()
+    optimizer = torch.optim.SGD(net.parameters(), lr=learning_rate, momentum=0.9)
+    losses = []
+    for _ in range(epochs):
+        for batch in loader:
+            optimizer.zero_grad()
+            loss = criterion(net(batch["image"]), batch["mask_tensor"].float())
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_torchs_seed_gives_the_weights_and_the_order_of_dlstudios_loop(
+    experiment, tiny_shapes, seed
+):
+    """Scripts seed torch themselves; SegStudio without seed= draws what they would draw."""
+    data = tiny_shapes(20)
+    segmenter = experiment(train=data, epochs=2, seed=None)
+    torch.manual_seed(seed)
+    plain = segmenter.mUnet(depth=4, width=16)
+    expected = train_as_dlstudio_does(plain, data)
+
+    torch.manual_seed(seed)
+    net = segmenter.mUnet(depth=4, width=16)
+    history = segmenter.run_code_for_training_for_semantic_segmentation(net, log_every=1)
+    assert history.losses == pytest.approx(expected, rel=1e-4)
+    assert len(set(history.losses)) == 10
+    for mine, theirs in zip(net.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mask_values_are_looked_for_without_a_draw(experiment, tiny_shapes):
+    """Data that does not say its mask values has the same order as any other."""
+
+    class Plain(torch.utils.data.Dataset):
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, idx):
+            return tiny_shapes(20)[idx]
+
+    losses = []
+    for data in (tiny_shapes(20), Plain()):
+        segmenter = experiment(train=data, seed=None)
+        torch.manual_seed(1)
+        net = segmenter.mUnet(depth=2, width=4)
+        history = segmenter.run_code_for_training_for_semantic_segmentation(net, log_every=1)
+        losses.append(history.losses)
+    assert losses[0] == losses[1]
+
+
+def test_torchs_seed_gives_the_first_weights_of_dlstudios_network():
+    pytest.importorskip("pymsgbox")
+    dlstudio = pytest.importorskip("DLStudio").DLStudio.SemanticSegmentation
+    torch.manual_seed(5)
+    theirs = dlstudio.mUnet(skip_connections=True, depth=4).state_dict()
+    torch.manual_seed(5)
+    ours = SegStudio.SemanticSegmentation.mUnet(skip_connections=True, depth=4).state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("subclass", ["no init at all", "the init of nn.Module alone"])
+def test_a_subclass_that_skips_our_init_trains_and_tests(
+    experiment, tiny_shapes, small_net, subclass
+):
+    class Mine(SegStudio.SemanticSegmentation):
+        def __init__(self, dl_studio):
+            if subclass != "no init at all":
+                nn.Module.__init__(self)
+            self.dl_studio = dl_studio
+            self.max_num_objects = 5
+
+    segmenter = Mine(experiment().dl_studio)
+    segmenter.load_PurdueShapes5MultiObject_dataset(tiny_shapes(8), tiny_shapes(6))
+    net = small_net()
+    history = segmenter.custom_run_code_for_training_for_semantic_segmentation(
+        net, "Combined", 200, evaluate_every=1, evaluate_on=0.5
+    )
+    assert history.iterations == 1
+    assert segmenter.run_code_for_testing_semantic_segmentation(net).compute()["images"] == 6
+
+
+def test_a_loop_of_the_students_own_may_use_the_loaders_alone(experiment, tiny_shapes):
+    """As the homework's reports do: their own datasets in the loaders, and no seed."""
+    segmenter = experiment(seed=None)
+    segmenter.dataserver_train = segmenter.dataserver_test = None
+    segmenter.train_dataloader = DataLoader(tiny_shapes(8), 4, shuffle=True)
+    segmenter.test_dataloader = DataLoader(tiny_shapes(6), 4)
+    net = segmenter.mUnet(depth=2, width=4)
+    segmenter.run_code_for_training_for_semantic_segmentation(net)
+    scores = segmenter.run_code_for_testing_semantic_segmentation(net)
+    assert list(scores.compute()["classes"]) == list(tiny_shapes.class_names)

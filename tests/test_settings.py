@@ -213,6 +213,45 @@ def test_display_shows_black_to_white(tmp_path, channels, left, right):
     assert corners(path) == ([0, 0, 0], [255, 255, 255])
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
+def test_display_takes_integers_from_0_to_255(tmp_path, kind):
+    dls = SegStudio(results_dir=tmp_path, run_name="r")
+    dls.display_tensor_as_image(halves(51, 204, 3).to(kind))
+    assert corners(tmp_path / "r" / "display-001.png") == ([51] * 3, [204] * 3)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "shown"),
+    [
+        (0.2, 0.8, (51, 204)),  # as they are: a dark picture stays dark
+        (-0.5, 1.5, (0, 255)),  # clipped
+        (-1.0, 1.0, (0, 255)),  # normalized, as in DLStudio
+        (-1.0, 0.8, (0, 204)),  # clipped: only exactly -1 to 1 is normalized
+    ],
+)
+def test_display_takes_floats_from_0_to_1(tmp_path, left, right, shown):
+    dls = SegStudio(results_dir=tmp_path, run_name="r")
+    dls.display_tensor_as_image(halves(left, right, 3))
+    for found, value in zip(corners(tmp_path / "r" / "display-001.png"), shown, strict=True):
+        assert found == pytest.approx([value] * 3, abs=1)
+
+
+def test_display_brings_what_is_normalized_to_0_to_1(tmp_path):
+    dls = SegStudio(results_dir=tmp_path, run_name="r")
+    picture = halves(0.2, -0.6, 3).clone()
+    picture[:, 0, 0], picture[:, 0, 1] = -1, 1
+    dls.display_tensor_as_image(picture)
+    left, right = corners(tmp_path / "r" / "display-001.png")
+    assert left == pytest.approx([153] * 3, abs=1)
+    assert right == pytest.approx([51] * 3, abs=1)
+
+
+def test_display_stretches_greyscale_from_black_to_white(tmp_path):
+    dls = SegStudio(results_dir=tmp_path, run_name="r")
+    dls.display_tensor_as_image(halves(100, 120, 1).byte())
+    assert corners(tmp_path / "r" / "display-001.png") == ([0] * 3, [255] * 3)
+
+
 def test_display_numbers_its_pictures_and_takes_bytes_and_gradients(tmp_path):
     dls = SegStudio(results_dir=tmp_path, run_name="r")
     dls.display_tensor_as_image(torch.randint(0, 255, (3, 20, 30), dtype=torch.uint8))
@@ -241,6 +280,7 @@ def test_a_window_opens_only_with_show(tmp_path, monkeypatch, show):
     assert (tmp_path / "r" / "display-001.png").exists()
 
 
+@pytest.mark.slow
 def test_importing_has_no_side_effects(tmp_path):
     code = (
         "import sys; before = set(sys.modules); from SegStudio import *\n"

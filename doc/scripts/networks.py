@@ -244,6 +244,10 @@ def description(stage):
     return ", ".join(f"{n} × {words}" if n > 1 else words for words, n in counts.items())
 
 
+def percent(share):
+    return f"{100 * share:.0f} %"
+
+
 def size(stage):
     return "×".join(map(str, stage.shape))
 
@@ -270,7 +274,7 @@ def table(stages):
         name = f"`{stage.name}`" + (" again" if stage.again else "")
         notes = description(stage)
         if stage.lost:
-            notes += f"; **{1 - stage.lost:.0%} of its output pixels follow its input**"
+            notes += f"; **{percent(1 - stage.lost)} of its output pixels follow its input**"
         parameters = f"{stage.parameters:,}"
         if stage.again or not stage.modules:
             parameters = "as above" if stage.again else ""
@@ -292,13 +296,13 @@ def facts(net, stages):
         idle = sum(p.numel() for module in modules for p in module.parameters())
         lines.append(
             f"- Never applied: `{group}[{numbers[0]}..{numbers[-1]}]`, {len(numbers)} blocks with "
-            f"{idle:,} parameters, {idle / total:.0%} of all."
+            f"{idle:,} parameters, {percent(idle / total)} of all."
         )
     for stage in stages:
         if stage.again:
             lines.append(f"- Applied twice: `{stage.name}`.")
     reach = Segmentation.probe_output_coverage(net, IMAGE_SIZE)
-    lines.append(f"- {reach.fraction:.0%} of the output pixels follow the image.")
+    lines.append(f"- {percent(reach.fraction)} of the output pixels follow the image.")
     return "\n".join(lines)
 
 
@@ -312,7 +316,7 @@ def coverage_table():
     }.items():
         reach = Segmentation.probe_output_coverage(net, IMAGE_SIZE)
         total = sum(p.numel() for p in net.parameters())
-        lines.append(f"| `{name}` | {reach.fraction:.0%} | {total:,} |")
+        lines.append(f"| `{name}` | {percent(reach.fraction)} | {total:,} |")
     return "\n".join(lines)
 
 
@@ -380,7 +384,7 @@ def draw(net, stages, title, path):
         )  # fmt: skip
         words = description(stage)
         if stage.lost:
-            words = f"{stage.lost:.0%} of its output pixels are constant"
+            words = f"{percent(stage.lost)} of its output pixels are constant"
         elif stage.group == "cat":
             words = words.split(",")[0]
         axes.text(

@@ -1,16 +1,20 @@
 """The recipe of Examples/best_segmentation.py beside segmentation_models_pytorch's U-Net.
 
 All networks see the same 10,000 generated images through the same loop, with the same loss
-(BCE + Dice), augmentation and precision, and are scored by the same code on 1,000 test images:
-    ours         UNet with Muon for its hidden kernels and AdamW for the rest
-    ours-adamw   UNet with AdamW
-    peer         smp.Unet("resnet18", encoder_weights=None) with AdamW
+(BCE + Dice), schedule and precision, and are scored by the same code on 1,000 test images:
+    ours         UNet, Muon and AdamW, copy-paste: best_segmentation.py
+    peer         smp.Unet("resnet18", encoder_weights=None) with AdamW, and copy-paste too
     peer-muon    the same with Muon for its hidden kernels and AdamW for the rest
-SETTINGS holds the peer's batch sizes and learning rates: the best that --tune found, on 1,000
-images held out of the training set.
+The steps of the recipe, each of which changes one thing:
+    munet        mUnet (dense, depth 4, width 32) with AdamW, images flipped and turned
+    unet         UNet instead of mUnet
+    unet-muon    Muon for the hidden kernels; with copy-paste this is "ours"
+SETTINGS holds the batch sizes and learning rates: the peer's are the best that --tune found, on
+1,000 images held out of the training set.
 
     python tests/benchmarks/bench_peer.py --only peer --seconds 120 --tune 32:1e-3 32:2e-3 32:4e-3
-    python tests/benchmarks/bench_peer.py --seconds 60 120 300 600 --seeds 0
+    python tests/benchmarks/bench_peer.py --only munet unet unet-muon ours --seconds 60 --held-out
+    python tests/benchmarks/bench_peer.py --seconds 60 120 300 600
     python tests/benchmarks/bench_peer.py --only ours --seconds 120 --seeds 1 2
     python tests/benchmarks/bench_peer.py --draw doc/figures/peer.png     # of all runs so far
 
@@ -41,18 +45,21 @@ import best_segmentation  # noqa: E402 - the examples are no package
 from SegStudio import SegStudio  # noqa: E402
 
 HELD_OUT = 1000
-NAMES = ("ours", "ours-adamw", "peer", "peer-muon")
 # (batch size, learning rate of AdamW, learning rate of Muon)
+OURS = (
+    best_segmentation.BATCH_SIZE,
+    best_segmentation.ADAMW_RATE,
+    best_segmentation.MUON_RATE,
+)
 SETTINGS = {
-    "ours": (
-        best_segmentation.BATCH_SIZE,
-        best_segmentation.ADAMW_RATE,
-        best_segmentation.MUON_RATE,
-    ),
-    "ours-adamw": (best_segmentation.BATCH_SIZE, best_segmentation.ADAMW_RATE, None),
+    "munet": (16, 6e-3, None),
+    "unet": (16, 6e-3, None),
+    "unet-muon": OURS,
+    "ours": OURS,
     "peer": (32, 2e-3, None),
     "peer-muon": (16, 2e-3, 0.02),
 }
+COMPARED = ("ours", "peer", "peer-muon")
 
 
 class Peer(nn.Module):
@@ -67,9 +74,14 @@ class Peer(nn.Module):
 
 
 def train(segmenter, name, seconds, precision, rates):
-    """Train one of NAMES for so many seconds; returns (network, images that it saw, seconds)."""
+    """Train one of SETTINGS for so many seconds; returns (network, images that it saw, seconds)."""
     adamw_rate, muon_rate = rates
-    net = segmenter.UNet() if name.startswith("ours") else Peer()
+    if name.startswith("peer"):
+        net = Peer()
+    elif name == "munet":
+        net = segmenter.mUnet(depth=4, width=32, upsampling="dense", input_scale=1 / 255)
+    else:
+        net = segmenter.UNet()
     if muon_rate is None:
         optimizer = torch.optim.AdamW(net.parameters(), lr=adamw_rate, betas=(0.9, 0.95))
     else:
@@ -79,6 +91,7 @@ def train(segmenter, name, seconds, precision, rates):
             torch.optim.AdamW(rest, lr=adamw_rate, betas=(0.9, 0.95)),
         ]
     course = best_segmentation.Course()
+    augment = course.augment if name in COMPARED else best_segmentation.flip_and_turn
     history = segmenter.custom_run_code_for_training_for_semantic_segmentation(
         net,
         criterion=segmenter.SegmentationLossBCEDice(),
@@ -86,7 +99,7 @@ def train(segmenter, name, seconds, precision, rates):
         scheduler=course.schedule,
         precision=precision,
         channels_last=True,
-        augment=course.augment,
+        augment=augment,
         max_seconds=seconds,
         log_every=500,
     )
@@ -94,7 +107,7 @@ def train(segmenter, name, seconds, precision, rates):
     return net, images, history.seconds
 
 
-def measure(flags, name, seconds, seed, settings, tune):
+def measure(flags, name, seconds, seed, settings, held_out):
     """Train from scratch and score, on the test images or on held-out training images."""
     batch_size, *rates = settings
     with tempfile.TemporaryDirectory() as results:
@@ -104,7 +117,7 @@ def measure(flags, name, seconds, seed, settings, tune):
         )  # fmt: skip
         segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
         segmenter.load_shapes(10000, 1000)
-        if tune:
+        if held_out:
             data = segmenter.dataserver_train
             kept = len(data) - HELD_OUT
             segmenter.load_PurdueShapes5MultiObject_dataset(
@@ -124,7 +137,7 @@ def measure(flags, name, seconds, seed, settings, tune):
         "images_per_second": round(images / trained, 1),
         "batch_size": batch_size,
         "rates": rates,
-        "part": "held-out" if tune else "test",
+        "part": "held-out" if held_out else "test",
         "precision": flags.precision,
         "machine": name_machine(),
         "torch": torch.__version__,
@@ -138,13 +151,12 @@ def draw(rows, path):
 
     labels = {
         "ours": "UNet, Muon + AdamW (best_segmentation.py)",
-        "ours-adamw": "UNet, AdamW",
         "peer": 'smp Unet("resnet18"), AdamW',
         "peer-muon": 'smp Unet("resnet18"), Muon + AdamW',
     }
     figure = Figure(figsize=(7.2, 4.4), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="seconds of training", ylabel="mean IoU on 1,000 test images")
-    for name, color, marker in zip(NAMES, SegStudio.PALETTE, "osD^", strict=False):
+    for name, color, marker in zip(COMPARED, SegStudio.PALETTE, "os^", strict=False):
         budgets = sorted({row["seconds"] for row in rows if row["name"] == name})
         scores = [
             [row["mean_iou"] for row in rows if (row["name"], row["seconds"]) == (name, budget)]
@@ -173,17 +185,19 @@ def main():
     add = parser.add_argument
     add("--seconds", type=float, nargs="+", default=[60, 120, 300, 600])
     add("--seeds", type=int, nargs="+", default=[0])
-    add("--only", nargs="+", choices=NAMES, default=NAMES)
+    add("--only", nargs="+", choices=SETTINGS, default=COMPARED)
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     add("--dataroot", default="./data/PurdueShapes5MultiObject/")
     add("--results", type=Path, default=Path("runs/bench_peer/results.json"), metavar="FILE")
     add("--tune", nargs="+", metavar="BATCH:ADAMW[:MUON]", help="choices, on held-out images")
+    add("--held-out", action="store_true", help="score on held-out training images")
     add("--draw", metavar="FILE", help="draw the figure of all runs on the test images so far")
     flags = parser.parse_args()
     rows = json.loads(flags.results.read_text()) if flags.results.is_file() else []
     if flags.draw:
         draw([row for row in rows if row["part"] == "test"], flags.draw)
         return
+    held_out = flags.held_out or bool(flags.tune)
     for seconds in flags.seconds:
         for seed in flags.seeds:
             for name in flags.only:
@@ -193,9 +207,9 @@ def main():
                     choices = [(int(c[0]), c[1], (*c, None)[2]) for c in choices]
                 for settings in choices:
                     known = functools.partial(is_run, name=name, seconds=seconds, seed=seed)
-                    if any(known(row, settings, bool(flags.tune), flags) for row in rows):
+                    if any(known(row, settings, held_out, flags) for row in rows):
                         continue
-                    rows.append(measure(flags, name, seconds, seed, settings, bool(flags.tune)))
+                    rows.append(measure(flags, name, seconds, seed, settings, held_out))
                     flags.results.parent.mkdir(parents=True, exist_ok=True)
                     text = json.dumps(rows, indent=1)
                     SegStudio.write_atomically(
@@ -213,13 +227,13 @@ def main():
         )
 
 
-def is_run(row, settings, tune, flags, *, name, seconds, seed):
+def is_run(row, settings, held_out, flags, *, name, seconds, seed):
     """Whether a row of the results is this run."""
     batch_size, *rates = settings
     return (
         (row["name"], row["seconds"], row["seed"]) == (name, seconds, seed)
         and (row["batch_size"], row["rates"]) == (batch_size, rates)
-        and (row["part"] == "held-out") == tune
+        and (row["part"] == "held-out") == held_out
         and row["precision"] == flags.precision
     )
 
