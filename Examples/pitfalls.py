@@ -1,7 +1,7 @@
 """Five mistakes that raise no error, each as one figure and one measured sentence.
 
-    python Examples/pitfalls.py              # about 60 seconds on any 2-core computer
-    python Examples/pitfalls.py --quick      # about 40 seconds
+    python Examples/pitfalls.py              # 40 seconds on any 2-core computer
+    python Examples/pitfalls.py --quick      # 25 seconds
 
     1  lattice          upsampling that leaves holes
     2  channel_loop     a loss that forgets a class
@@ -181,7 +181,7 @@ def missing_eval(segmenter, seconds):
     tests = torch.stack([segmenter.dataserver_test[k]["image"] for k in range(7)])
     image = tests[:1]
     batches = {"A": tests[:4], "B": torch.cat((image, tests[4:]))}
-    figure = segmenter.dl_studio.new_figure(figsize=(13, 4.6), dpi=110, layout="constrained")
+    figure = segmenter.dl_studio.new_figure(figsize=(13, 4.2), dpi=110, layout="constrained")
     panels = figure.subplots(1, 5)
     panels[0].imshow(image[0].byte().permute(1, 2, 0).numpy())
     panels[0].set_title("test image", fontsize=13)

@@ -9,7 +9,8 @@ With p for the output and m for the mask, three losses go by this name:
     linear       1 - (2 sum(pm) + 1) / (sum(p) + sum(m) + 1)     most libraries, for p and m of 0..1
     pixelwise    mean of 1 - (2pm + 1) / (p + m + 1)             the homework report's text
 Only the first one suits masks of 50 to 250. "linear" falls to -249 there, and "pixelwise" has a
-pole at p + m = -1 that training soon meets. Examples/pitfalls.py draws all three.
+pole at p + m = -1 that training soon meets; with --quick it learns nothing. Examples/pitfalls.py
+draws all three.
 
 Without --quick the settings are the homework's: its strided network, SGD with learning rate 1e-4.
 --quick trains a small dense network by Muon and AdamW. Expected mean IoU with --quick: 0.4 to 0.7,
