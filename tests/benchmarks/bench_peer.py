@@ -56,7 +56,7 @@ SETTINGS = {
     "unet": (16, 6e-3, None),
     "unet-muon": OURS,
     "ours": OURS,
-    "peer": (32, 2e-3, None),
+    "peer": (32, 4e-3, None),
     "peer-muon": (16, 2e-3, 0.02),
 }
 COMPARED = ("ours", "peer", "peer-muon")
