@@ -46,13 +46,15 @@ def main():
     if len(net.output_spec["mask_values"]) == 1:
         class_names = ["object"]
     predictions = {}
+    warned = False
     for number, file in enumerate(files, start=1):
         try:
             image = read_image(file)
         except Exception as error:  # PIL's decoders raise nearly anything on a bad file
             dls.log(f"{file} is left out, it is no image: {error}")
             continue
-        warn_of_a_photo(segmenter, class_names, file, image)
+        if not warned:
+            warned = warn_of_a_photo(segmenter, class_names, file, image)
         labels = predict_labels(segmenter, net, image)
         objects = find_objects(labels, class_names, image.size)
         name = f"{number:03d}-{file.stem}"
@@ -106,13 +108,15 @@ def read_image(file):
 
 
 def warn_of_a_photo(segmenter, class_names, file, image):
-    """Say so if an image cannot be one of those that the network was trained on."""
+    """Say so if an image cannot be one of those that the network knows; returns whether it did."""
     shapes = segmenter.PurdueShapes5MultiObjectDataset.class_names
-    if tuple(class_names) == shapes and image.size != (64, 64):
+    unknown = tuple(class_names) == shapes and image.size != (64, 64)
+    if unknown:
         segmenter.dl_studio.log(
             f"{file} is not a 64x64 image of shapes, but this network was trained on nothing "
             f"else: its masks of a photo mean nothing"
         )
+    return unknown
 
 
 # ---- Predicting ---------------------------------------------------------------------------------
