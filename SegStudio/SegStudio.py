@@ -1638,9 +1638,11 @@ class SegStudio:
             palette = SegStudio.PALETTE
             colors = colors or [palette[k % len(palette)] for k in range(len(masks))]
             grey = image.clamp(0, 255).mean(dim=0, keepdim=True).expand(3, -1, -1)
-            picture = torchvision.utils.draw_segmentation_masks(
-                grey.byte(), masks, alpha=0.5, colors=list(colors)
-            )
+            picture = grey.byte()
+            for mask, color in zip(masks, colors, strict=True):  # at once, overlaps would be black
+                picture = torchvision.utils.draw_segmentation_masks(
+                    picture, mask, alpha=0.5, colors=[color]
+                )
             for mask, color in zip(masks.numpy(), colors, strict=True):
                 edge = skimage.segmentation.find_boundaries(mask, mode="inner")
                 picture[:, torch.from_numpy(edge)] = rgb(color)[:, None]
@@ -2678,7 +2680,9 @@ def use_bf16(precision, device):
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.11
-    return device.type == "cpu" and bool(capabilities.get("avx512_bf16", False))
+    in_use = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL")  # a user may hide a part of the CPU
+    hidden = not any(word in in_use.upper() for word in ("ALL", "DEFAULT", "BF16", "AMX"))
+    return device.type == "cpu" and bool(capabilities.get("avx512_bf16", False)) and not hidden
 
 
 def evaluation_split(segmenter, evaluate_on):

@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -717,3 +718,22 @@ def test_the_grid_is_dlstudios(tiny_shapes, n):
     assert grid.shape == (3, 7 * 26 + 2, n * 26 + 2)
     assert torch.equal(batch["image"], given["images"]), "DLStudio paints into the data"
     assert torch.equal(output, given["output"])
+
+
+def test_an_overlay_shows_pixels_of_several_classes_in_colour():
+    image = torch.full((3, 8, 8), 100.0)
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, :, :6] = True
+    masks[1, :, 2:] = True
+    picture = Segmentation.overlay(image, masks)
+    assert (picture[:, :, 3:5].amax(dim=0) > 60).all(), "the overlap is not black"
+
+
+@pytest.mark.parametrize(("hidden", "expected"), [("AVX2", False), ("ALL", True), (None, True)])
+def test_auto_precision_heeds_a_cpu_that_is_hidden_in_part(monkeypatch, hidden, expected):
+    backstage = sys.modules[SegStudio.__module__]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if hidden:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", hidden)
+    assert backstage.use_bf16("auto", torch.device("cpu")) is expected
