@@ -2,14 +2,16 @@
 
     pip install '.[bench]' && python tests/benchmarks/bench_data.py
 
-Both read the same archive of 10,000 drawn images (DLStudio's own format, with lists) in a temporary
+Both read the same archive of 10,000 drawn images (the course's own format, with lists) in a temporary
 folder, in turns, each time in a process of its own. Takes some minutes and 4 GB of memory.
 """
 
 import argparse
 import functools
+import gzip
 import importlib.util
 import os
+import pickle
 import statistics
 import subprocess
 import sys
@@ -29,6 +31,16 @@ NAMES = {
     "later load": ["later load (s)"],
     "batch": ["batch of 4, first epoch (ms)", "batch of 4, later epochs (ms)"],
 }
+
+
+def hold_lists(archive):
+    """Write an archive again with R, G and B as lists of ints, as the course's archives have them."""
+    with gzip.open(archive) as file:
+        items, label_map = pickle.load(file)
+    for item in items.values():
+        item[:3] = [channel.tolist() for channel in item[:3]]
+    with gzip.open(archive, "wb", 1) as file:
+        pickle.dump([items, label_map], file)
 
 
 def load(who):
@@ -94,8 +106,9 @@ def main():
         drawing = time.perf_counter()
         generate = getattr(SegStudio.SemanticSegmentation, CLASS).generate
         # DLStudio only makes a cache for an archive of this very name.
-        generate("PurdueShapes5MultiObject-10000-train.gz", args.num_images)
+        archive = generate("PurdueShapes5MultiObject-10000-train.gz", args.num_images)
         drawing = time.perf_counter() - drawing
+        hold_lists(archive)
         rows = []
         for what in NAMES:
             repeats = 1 if what == "first load" else args.repeats
