@@ -13,7 +13,7 @@ SPLITS = ("train", "test")
 def find_or_draw_coco(folder, dls):
     """The Path of a folder that Datasets/prepare_coco.py wrote, with train/ and test/ in it.
 
-    `folder` is what the user gave with --coco. None stands for a synthetic set in the data folder,
+    `folder` is the value of --coco. None means a synthetic set in the data folder,
     which is drawn once, by prepare_coco.py. Scores on it are not scores on COCO.
 
     Errors: FileNotFoundError and ValueError say how to prepare the folder; OSError if the

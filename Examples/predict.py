@@ -50,7 +50,7 @@ def main():
         try:
             image = read_image(file)
         except Exception as error:  # PIL's decoders raise nearly anything on a bad file
-            dls.log(f"{file} is left out, it is no image: {error}")
+            dls.log(f"{file} is left out, because it is not an image: {error}")
             continue
         warn_of_a_photo(segmenter, class_names, file, image)
         labels = predict_labels(segmenter, net, image)
@@ -97,7 +97,7 @@ def find_images(names):
 
 
 def read_image(file):
-    """The image in RGB, upright as its EXIF orientation asks, with 16 bits brought to 8."""
+    """The image as 8-bit RGB, turned upright by its EXIF orientation."""
     with Image.open(file) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I"):
@@ -106,7 +106,7 @@ def read_image(file):
 
 
 def warn_of_a_photo(segmenter, class_names, file, image):
-    """Say so if an image cannot be one of those that the network was trained on."""
+    """Warn about an image that is unlike all images that the network was trained on."""
     shapes = segmenter.PurdueShapes5MultiObjectDataset.class_names
     if tuple(class_names) == shapes and image.size != (64, 64):
         segmenter.dl_studio.log(
@@ -136,9 +136,9 @@ def predict_labels(segmenter, net, image):
 
 
 def find_objects(labels, class_names, size):
-    """Each connected part of each class: its class, its box and its area, in the image's pixels.
+    """The connected parts of each class: class, box and area, in pixels of the image.
 
-    size is PIL's, (width, height) of the image.
+    `size` is (width, height) of the image, as in PIL.
     """
     height, width = labels.shape
     across = size[0] / width  # image pixels for each pixel of the labels

@@ -1253,8 +1253,8 @@ class SegStudio:
                 optimizer: a torch optimizer, a list of them (each with its own parameters), or a
                     function that makes one from the parameters, such as
                     functools.partial(torch.optim.AdamW, lr=1e-3). None: SGD, as in the settings.
-                scheduler: a torch scheduler, stepped after each iteration; or a function that takes
-                    the fraction of training done (0 to 1) and returns a factor for the rate.
+                scheduler: a torch scheduler, stepped after each iteration; or a function from the
+                    fraction of training done (0 to 1) to a factor on the learning rate.
                 augment: a function of a batch (images, masks) that returns a changed batch.
                 clip_grad_norm: the largest norm of a gradient; larger gradients are scaled down.
                 precision: "fp32", "bf16", or "auto": bf16 if the device has it in hardware.
@@ -2101,9 +2101,7 @@ def open_cache(folder, name, num_images, read_records):
         number, record_type, records = read_records()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(
-                path, functools.partial(write_records, number, record_type, records)
-            )
+            write_atomically(path, functools.partial(write_records, number, record_type, records))
         except OSError as error:
             problem = error
             continue
