@@ -9,7 +9,7 @@
     4  missing_eval     testing in train mode
     5  empty_channels   a loss without a gradient where a class is missing
 
-doc/pitfalls.md says for each what gives it away, and the cure.
+doc/pitfalls.md says for each how to notice it, and the cure.
 """
 
 import torch
