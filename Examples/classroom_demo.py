@@ -75,7 +75,7 @@ class LiveView:
         self.draw_frame(keep=False)
 
     def on_close(self, event):
-        """The user closed the window: the demo goes on and makes the film."""
+        """The user closed the window: the demo continues and makes the film."""
         self.has_window = False
 
     def begin(self, segmenter, horizontal_axis, end):

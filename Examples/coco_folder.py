@@ -50,7 +50,7 @@ def has_single_objects(folder):
 
 
 def explain(folder, size):
-    """The error for a folder that is not prepared: what it is, and the command that helps."""
+    """The error for a folder that is not prepared, with the command that prepares it."""
     if not folder.is_dir():
         return FileNotFoundError(
             f"There is no folder {folder}; make one with: "
@@ -72,12 +72,12 @@ def explain(folder, size):
                 for split, name in zip(SPLITS, ("train", "val"), strict=True)
             ]
             return ValueError(
-                f"{folder} holds COCO as it comes; prepare it with: {' && '.join(commands)} "
+                f"{folder} holds unprepared COCO data; prepare it with: {' && '.join(commands)} "
                 f"and give data/coco-{size}"
             )
     missing = [split for split in SPLITS if not (folder / split / "manifest.json").is_file()]
     return FileNotFoundError(
-        f"{folder} is no prepared COCO folder: it has no {' and no '.join(missing)} split; "
+        f"{folder} is not a prepared COCO folder: it has no {' and no '.join(missing)} split; "
         f"make it with: "
         + prepare_command(
             "--download",

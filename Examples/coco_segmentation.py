@@ -86,7 +86,7 @@ def read_flags():
         raise ValueError(f"--seconds is above 0, not {flags.seconds:g}")
     if flags.resume:
         if flags.run_name is None:
-            raise ValueError("--resume needs the --run-name of the run that it goes on with")
+            raise ValueError("--resume needs the --run-name of the run to continue")
         run = Path(flags.results_dir, flags.run_name).expanduser()
         if not (run / "checkpoint.pt").exists():
             state = "is finished" if (run / "model.pt").exists() else "has no checkpoint"

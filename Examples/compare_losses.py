@@ -108,7 +108,7 @@ def choose_comparable(runs):
 
 
 def list_differences(run, reference):
-    """The data and schedule of a run where they are not those of `reference`, as text."""
+    """The data and schedule of a run that differ from `reference`, as text."""
     facts = data_of(run) | schedule_of(run)
     differing = {name: value for name, value in facts.items() if reference.get(name) != value}
     return list_facts(differing)

@@ -185,7 +185,7 @@ class Run:
 
     @property
     def planned_iterations(self):
-        """Iterations of the whole training, or None where it is bounded by time."""
+        """Iterations of the whole training, or None if it is bounded by time."""
         if self.max_seconds is not None:
             return None
         return self.iterations_per_epoch * int(self.settings["epochs"])

@@ -2,8 +2,8 @@
 
     python Examples/predict.py photo.jpg holiday/ --model runs/best_coco_segmentation
 
-IMAGE is an image file, or a folder: then all images in it. RUN is the folder of a finished run: it
-says which network it holds and how the network's output is read. Less than a second for an image.
+IMAGE is an image file, or a folder of image files. RUN is the folder of a finished run. Its files
+tell which network it has and how to read the output. An image takes less than a second.
 
 For each image, numbered 001, 002, ... in the given order, the folder that is printed at the end
 gets two files:
@@ -13,8 +13,8 @@ gets two files:
 and one file for all images:
     predictions.json         {image: [{"class", "box": [x1, y1, x2, y2], "area" in pixels}, ...]}
 
-Where classes overlap, a pixel goes to the class that the network is most confident of. A network
-with one output channel finds objects, but does not name them: all are called "object".
+Where classes overlap, a pixel gets the class with the highest confidence. A network
+with one output channel has one class, which is called "object".
 """
 
 import argparse

@@ -2249,7 +2249,7 @@ def read_archive(archive, data):
     except Exception as error:  # a damaged pickle can fail in any way
         raise ValueError(
             f"{archive} is not a complete gzip of a pickle of [dataset, label_map] "
-            f"({type(error).__name__}: {error}): get it again"
+            f"({type(error).__name__}: {error}): download it again"
         ) from error
 
     def records():
@@ -2286,7 +2286,7 @@ def pack_item(item):
         if boxes.ndim != 2 or len(boxes) > 5 or boxes.shape[1] != 4:
             raise ValueError(f"bbox_map[{key}] is not up to 5 boxes of 4 numbers")
         if not np.isin(boxes, range(64)).all():
-            raise ValueError(f"bbox_map[{key}] has a corner that is no pixel")
+            raise ValueError(f"bbox_map[{key}] has a corner that is not a pixel")
         k = key if key in range(5) else values.index(key)
         record["box"][: len(boxes), k] = boxes
     return record
@@ -2397,8 +2397,8 @@ def generate_archive(path, num_images, seed=0):
     def write(part):
         with (
             part.open("wb") as file,
-            # The name in the header tells what the archive is (gzip -lN); no time, so that the
-            # same seed gives the same bytes.
+            # The header has a name, which marks the archive as generated (gzip -lN). It has no
+            # time: the same seed gives the same bytes.
             gzip.GzipFile(GENERATED, "wb", 1, file, mtime=0) as packed,
         ):
             pickle.dump([items, LABEL_MAP], packed, protocol=3)
@@ -2723,7 +2723,7 @@ def hold_out(loader, share):
     number = round(total * share)
     if not 0 < number < total:
         raise ValueError(
-            f"evaluate_on={share} of {total} training images leaves none on one side: give more "
+            f"evaluate_on={share} of {total} training images leaves one part empty: give more "
             f"images or another share"
         )
     # The seed does not matter: all runs of a comparison hold out the same images.
@@ -2770,7 +2770,7 @@ class Optimizers:
 
 
 def make_optimizer(optimizer, net, dls):
-    """The optimizer of a training, from what the user gave."""
+    """The optimizer of a training: the one that is given, or else SGD."""
     if optimizer is None:
         return torch.optim.SGD(net.parameters(), lr=dls.learning_rate, momentum=dls.momentum)
     if isinstance(optimizer, (list, tuple)):
