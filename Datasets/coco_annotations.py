@@ -12,7 +12,7 @@ from coco_outlines import outline_fault
 from coco_progress import progress_bar
 from pycocotools.coco import COCO
 
-MAX_PIXELS = 50_000_000  # of one image: a larger one is an attack on the memory
+MAX_PIXELS = 50_000_000  # of one image: a larger one could fill the memory
 ROUNDING = 1.0  # pixels that a box may lie outside its image, because annotators round
 
 
@@ -24,8 +24,8 @@ class CocoAnnotations:
     `[x, y, width, height]` and its outline ("segmentation").
 
     A record that fails a check is left out, and one sentence in `problems` names it and says why.
-    A broken annotation whose image is known leaves a placeholder: its object is in the image all
-    the same, so it counts where objects are counted, but it is never selected.
+    A broken annotation whose image is known is replaced by a placeholder: its object is in the
+    image, so it counts as an object, but it is never selected.
 
     Attributes: `images` and `categories` map ids to records; `annotations` is the list of sound
     annotations and placeholders; `licenses` maps ids to records; `description`, `sha256` and
@@ -45,7 +45,7 @@ class CocoAnnotations:
         self.categories = self._by_id("category", data["categories"], category_fault)
         self.images = self._by_id("image", data["images"], image_fault)
         self.annotations = []
-        # An annotation of an image that was left out needs no sentence of its own.
+        # If an image is left out, its annotations are not reported again.
         reported = {str(r.get("id")) for r in data["images"] if isinstance(r, dict)}
         self._add_annotations(data["annotations"], reported, progress)
 
@@ -67,7 +67,7 @@ class CocoAnnotations:
         return data
 
     def _report(self, kind, number, reason):
-        # ascii(): a hostile name may hold the codes that control a terminal.
+        # ascii(): a hostile name may contain codes that control a terminal.
         self.problems.append(f"{kind} {ascii(number)[:60]} is left out: {reason}.")
 
     def _records(self, kind, records):
@@ -79,7 +79,7 @@ class CocoAnnotations:
                 self._report(kind, f"at position {place}", "it is not a record")
 
     def _by_id(self, kind, records, find_fault=lambda record: None):
-        """{id: record} of the sound records; the first one counts where an id is used twice."""
+        """{id: record} of the sound records; if an id is used twice, the first record counts."""
         known = {}
         for number, record in self._records(kind, records):
             if not is_id(number):
@@ -129,7 +129,7 @@ class CocoAnnotations:
         return box_fault(record.get("bbox"), self.images[record["image_id"]])
 
     def _placeholder(self, record):
-        """Stands for a broken annotation; as a crowd it counts but is never selected."""
+        """Replaces a broken annotation; as a crowd it counts but is never selected."""
         category = record.get("category_id")
         known = is_id(category) and category in self.categories
         return {
@@ -140,7 +140,7 @@ class CocoAnnotations:
         }
 
     def find_categories(self, names):
-        """{name: category id} for the names of categories.
+        """{name: category id} of the categories with these names.
 
         Errors: ValueError, with similar names, for one that is not in the file exactly once.
         """
@@ -201,7 +201,7 @@ def category_fault(record):
 def image_fault(record):
     """What is wrong with an image record, or None.
 
-    The addresses are not checked here: an image on this disk is usable whatever they say. The
+    The addresses are not checked here, because an image on this disk is usable without them. The
     downloader checks the one that it uses.
     """
     width, height, name = (record.get(key) for key in ("width", "height", "file_name"))

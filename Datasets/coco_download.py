@@ -1,10 +1,10 @@
 """Downloads COCO's annotation archive, and the images of a selection one by one.
 
-COCO's archives of images are 19 GB; three classes need some hundred MB of them, so single images
-are fetched. `requests` and urllib3's `Retry` do the work of a client: pooled connections, tries
-again with growing waits, the waits that a server asks for. This file adds what they leave to the
-user: contents are checked before a file gets its name, a broken download of the archive continues
-where it stopped, and Ctrl-C ends every wait.
+COCO's archives of images have 19 GB. Three classes need only some hundred MB of them, so this file
+fetches single images. `requests` and urllib3's `Retry` do the work of a client: they reuse
+connections, try again after growing waits, and respect the wait that a server asks for. This file
+adds the rest: it checks the content before a file gets its name, it continues a broken download of
+the archive where it stopped, and Ctrl-C ends every wait.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from urllib3.util import Retry
 
 from SegStudio import SegStudio
 
-# COCO's host has no certificate of its own, but its storage has one: same files, by HTTPS.
+# COCO's host has no certificate, but its storage has one: the same files, by HTTPS.
 COCO_HOST = "http://images.cocodataset.org/"
 COCO_HTTPS = "https://s3.amazonaws.com/images.cocodataset.org/"
 ANNOTATIONS_URL = COCO_HTTPS + "annotations/annotations_trainval2017.zip"
@@ -39,12 +39,12 @@ ANNOTATIONS_MD5 = "f4bbac642086de4f52a3fdda2de5fa2c"
 ANNOTATION_FILES = ("instances_train2017.json", "instances_val2017.json")
 
 BLOCK = 2**16  # bytes that are read at once
-NO_SUCH_RANGE = 416  # the answer to a Range that the file does not have
-HEADERS = {"User-Agent": "SegStudio", "Accept-Encoding": "identity"}  # lengths of the file itself
+NO_SUCH_RANGE = 416  # the HTTP code for a Range that is not in the file
+HEADERS = {"User-Agent": "SegStudio", "Accept-Encoding": "identity"}  # uncompressed: true lengths
 
 
 class DownloadError(OSError):
-    """A file could not be fetched; the text is the reason."""
+    """A file could not be fetched; the message gives the reason."""
 
 
 class NoConnection(DownloadError):
@@ -52,15 +52,15 @@ class NoConnection(DownloadError):
 
 
 class UnknownArchive(ValueError):
-    """A zip archive, but not the known one."""
+    """A zip archive that is not the known one."""
 
 
 class StoppableRetry(Retry):
-    """urllib3's Retry, with waits that an event ends and that no server can make endless."""
+    """urllib3's Retry, with waits that an event can end and that have a maximum."""
 
     LONGEST_WAIT = 60.0  # seconds
     stopped = None  # a threading.Event
-    announce = None  # is called with the seconds of a long wait
+    announce = None  # a function, called with the seconds of a long wait
 
     def new(self, **changes):
         retry = super().new(**changes)
@@ -82,18 +82,18 @@ class StoppableRetry(Retry):
 class CocoDownloader:
     """Fetches COCO's annotation archive and the images of a selection.
 
-    What may pass is tried again up to `retries` times: a broken or stalled connection, the
-    answers 408, 429 and 5xx, contents that fail their check. Other answers (404) are final. A
-    file gets its name only after its check, so an interrupted download, run again, fetches what is
-    missing. What goes wrong on this machine (a full disk, no right to write) ends the run with
-    an OSError, and so does a network that is down; an image that cannot be fetched does not.
+    Temporary faults are tried again up to `retries` times: a broken or stalled connection, the
+    answers 408, 429 and 5xx, contents that fail their check. Other answers (404) are final. A file
+    gets its name only after its check, so an interrupted download, run again, fetches what is
+    missing. A fault of this machine (a full disk, no right to write) or a network that is down ends
+    the run with an OSError. An image that cannot be fetched does not end the run.
 
     Source: https://cocodataset.org/#download
     """
 
     MAX_IMAGE_BYTES = 2**25
     MAX_ARCHIVE_BYTES = 2**32
-    PROGRESS_BYTES = 2**20  # an attempt that brought so much of the archive was no failure
+    PROGRESS_BYTES = 2**20  # an attempt that fetched so much is not a failure
 
     def __init__(self, *, workers=8, retries=4, backoff=1.0, timeout=30.0, progress=True):
         self.workers = workers
@@ -105,7 +105,7 @@ class CocoDownloader:
             backoff_factor=backoff,
             status_forcelist=(408, 429, 500, 502, 503, 504),
             allowed_methods=("GET",),
-            raise_on_status=False,  # the last answer comes back, so that its code can be named
+            raise_on_status=False,  # return the last answer, so that the error can name its code
         )
         self.retry.stopped, self.retry.announce = self.stopped, self._announce
         self._announced = 0.0  # when the last wait was announced
@@ -121,7 +121,7 @@ class CocoDownloader:
     def fetch_images(self, records, folder):
         """Fetches the images of COCO's image records: {image id: path, or a DownloadError}.
 
-        The files are named after the ids, as COCO's own are; no name comes from the JSON.
+        The files are named after the ids, as in COCO; names in the JSON are not used.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,14 +134,14 @@ class CocoDownloader:
                                       unit="image"):  # fmt: skip
                     results[tasks[task]] = task.result()
                     self._stop_without_network(results.values())
-            except BaseException:  # Ctrl-C or a full disk: no thread goes on
+            except BaseException:  # Ctrl-C or a full disk: stop all threads
                 self.stopped.set()
                 pool.shutdown(cancel_futures=True)
                 raise
         return dict(sorted(results.items()))
 
     def _stop_without_network(self, results):
-        """Ends the run if the first images all failed for want of a connection."""
+        """Ends the run if all of the first images failed because there was no connection."""
         if len(results) == 2 * self.workers and all(isinstance(r, NoConnection) for r in results):
             raise next(iter(results))
 
@@ -176,8 +176,8 @@ class CocoDownloader:
                           names=ANNOTATION_FILES):  # fmt: skip
         """Fetches the archive, unpacks the files `names` and returns their paths.
 
-        The archive is deleted after unpacking. It is kept when the disk is full, and so is the
-        part of it that was fetched before an interruption: the next call continues from there.
+        The archive is deleted after unpacking, but kept if the disk is full. After an interruption,
+        the next call continues from the part that was fetched.
 
         Errors: DownloadError; ValueError for an archive that is damaged or not COCO's.
         """
@@ -204,7 +204,7 @@ class CocoDownloader:
         return files
 
     def _unpack(self, archive, member, file):
-        """Writes one member to a path of ours; the archive's own paths are never used."""
+        """Writes one member to `file`; the paths in the archive are never used."""
         size = archive.getinfo(member).file_size
         if size > self.MAX_ARCHIVE_BYTES:
             raise zipfile.BadZipFile(f"{member} is larger than COCO's")
@@ -217,7 +217,7 @@ class CocoDownloader:
             SegStudio.write_atomically(file, copy)
 
     def _fetch_archive(self, url, archive, md5):
-        """Fetches the archive in as many attempts as it takes; each continues the one before."""
+        """Fetches the archive; each attempt continues the one before."""
         part = archive.with_name(archive.name + ".part")
         retry = self.retry
         while True:
@@ -227,18 +227,18 @@ class CocoDownloader:
                 check_archive(part, md5)
                 break
             except UnknownArchive as fault:
-                if before == 0:  # not glued together from two downloads: this is what there is
+                if before == 0:  # one whole download: trying again would not help
                     raise not_fetched(url, fault) from fault
                 retry = self._wait(retry, url, fault)
             except ValueError as fault:
                 if size_of(part) - before >= self.PROGRESS_BYTES:
-                    retry = self.retry  # the download advances: count the failures anew
+                    retry = self.retry  # the download advances: reset the count of failures
                 retry = self._wait(retry, url, fault)
         part.replace(archive)
         state_file(part).unlink(missing_ok=True)
 
     def _continue_archive(self, url, part):
-        """One attempt. Appends to `part` if it is the beginning of the same file on the server."""
+        """One attempt. Appends to `part` if it is the beginning of the file on the server."""
         state = read_state(part, url)
         start = size_of(part) if state else 0
         if start and start == state["length"]:
@@ -248,7 +248,7 @@ class CocoDownloader:
             # "Send the rest if the file is still the same one, else all of it."
             headers = {"Range": f"bytes={start}-", "If-Range": state["validator"]}
         with self._open(url, headers) as response:
-            if response.status_code == 200:  # all of it
+            if response.status_code == 200:  # the whole file
                 start = 0
                 forget(part)
                 write_state(part, url, response)
@@ -277,7 +277,7 @@ class CocoDownloader:
     # ---- one request -----------------------------------------------------------------------------
 
     def _open(self, url, headers=None):
-        """The response to a GET; a DownloadError when the session's tries were in vain."""
+        """The response to a GET; DownloadError if all of the session's attempts failed."""
         if not is_web_address(url):
             raise DownloadError(f"its address {ascii(url)[:80]} is not an http(s) address")
         if url.startswith(COCO_HOST):
@@ -294,7 +294,7 @@ class CocoDownloader:
         return response
 
     def _blocks(self, response, max_bytes):
-        """The body in blocks. ValueError for a fault that may pass."""
+        """The body in blocks. ValueError for a temporary fault."""
         received, length = 0, response.headers.get("Content-Length", "?")
         try:
             for block in response.iter_content(BLOCK):
@@ -312,7 +312,7 @@ class CocoDownloader:
             raise ValueError(f"the connection broke after {received} of {length} bytes")
 
     def _wait(self, retry, url, fault):
-        """Waits before the next attempt; a DownloadError when there were enough of them."""
+        """Waits before the next attempt; DownloadError if there are none left."""
         try:
             retry = retry.increment("GET", url, error=ProtocolError(str(fault)))
         except MaxRetryError:
@@ -321,7 +321,7 @@ class CocoDownloader:
         return retry
 
     def _announce(self, seconds):
-        """Tells of a wait, so that nobody takes it for a crash; once for all threads."""
+        """Prints that the program waits, once for all threads, so that it does not look dead."""
         now = time.monotonic()
         if self.progress and now - self._announced > 3:
             self._announced = now
@@ -332,12 +332,12 @@ class CocoDownloader:
 
 
 def not_fetched(url, reason, kind=DownloadError):
-    # ascii(): what a server sends may hold the codes that control a terminal.
+    # ascii(): the text of a server may contain codes that control a terminal.
     return kind(f"{ascii(url)[1:-1]} could not be fetched: {reason}")
 
 
 def plain_reason(error):
-    """One plain sentence part for an exception of requests."""
+    """An exception of requests in plain words."""
     if isinstance(error, requests.Timeout):
         return "the server did not answer in time"
     if isinstance(error, requests.exceptions.SSLError):
@@ -349,7 +349,7 @@ def plain_reason(error):
     return ascii(str(error))[1:-1][:200] or type(error).__name__
 
 
-# ---- the part of an archive, and the file beside it that says what it is a part of ---------------
+# ---- the part of an archive, and the file beside it that describes the archive -------------------
 
 
 def state_file(part):
@@ -361,7 +361,7 @@ def size_of(part):
 
 
 def read_state(part, url):
-    """What is known of `part`: {"url", "length", "validator"}; None if it cannot be continued."""
+    """The facts about `part`: {"url", "length", "validator"}; None if it cannot be continued."""
     try:
         state = json.loads(state_file(part).read_text(encoding="utf-8"))
         usable = state["url"] == url and state["validator"] and size_of(part) <= state["length"]
@@ -371,7 +371,7 @@ def read_state(part, url):
 
 
 def write_state(part, url, response):
-    """Notes which version of the file `part` will hold, before its first byte is written."""
+    """Writes down which version of the file `part` belongs to, before its first byte."""
     validator = response.headers.get("ETag", "")
     if not validator or validator.startswith("W/"):  # weak: other bytes may have the same tag
         validator = response.headers.get("Last-Modified", "")
@@ -400,10 +400,10 @@ def forget(part):
 
 
 def check_archive(part, md5):
-    """Deletes a file that is not the archive; ValueError says why."""
+    """Deletes a file that is not the archive, and raises ValueError with the reason."""
     if not zipfile.is_zipfile(part):
         forget(part)
-        raise ValueError("what came is not a zip archive")
+        raise ValueError("the file is not a zip archive")
     if md5:
         digest = hashlib.md5(usedforsecurity=False)
         with part.open("rb") as file:
@@ -412,5 +412,5 @@ def check_archive(part, md5):
         if digest.hexdigest() != md5:
             forget(part)
             raise UnknownArchive(
-                f"what came is not the known archive (its MD5 is {digest.hexdigest()}, not {md5})"
+                f"the file is not the known archive (its MD5 is {digest.hexdigest()}, not {md5})"
             )

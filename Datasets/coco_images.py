@@ -1,4 +1,4 @@
-"""Finds and decodes the image files of COCO; a hostile file is one error, not a crash."""
+"""Finds and decodes the image files of COCO; a hostile file raises an error, it does not crash."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def find_image(folder, file_name):
     folder = Path(folder).resolve()
     try:
         file = (folder / file_name).resolve()
-        there = file.is_file()  # False for a device or a pipe, which would block
+        there = file.is_file()  # False for a device or a pipe: reading one would block
     except (OSError, RuntimeError):  # a name that is too long, links in a circle
         raise ValueError("its file is not there") from None
     if not file.is_relative_to(folder):
@@ -32,7 +32,7 @@ def read_image(file, record):
     """Decodes a file (a path or a binary stream) to an RGB image.
 
     The header's size is checked before any pixel is decoded. An EXIF orientation is not applied:
-    COCO's outlines count in the pixels as stored.
+    COCO's outlines refer to the pixels as stored.
 
     Errors: ValueError if the file cannot be decoded or is not of the size in `record`.
     """
@@ -50,7 +50,7 @@ def read_image(file, record):
 
 
 def to_rgb(image):
-    """Any mode of Pillow as RGB: gray, CMYK, palette, transparent and 16-bit images too."""
+    """An image of any Pillow mode as RGB: gray, CMYK, palette, transparent or 16-bit."""
     if image.mode.startswith("I"):  # 16-bit gray: convert() would clip it at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "transparency" in image.info:

@@ -18,7 +18,7 @@ ROUNDING = 1.0  # pixels that an outline may lie outside its image, because anno
 
 
 def outline_fault(segmentation, width, height):
-    """Why pycocotools must not decode this segmentation, as a sentence part; None if it may."""
+    """The reason why pycocotools must not decode this segmentation, or None."""
     if isinstance(segmentation, list) and segmentation:
         for polygon in segmentation:
             fault = polygon_fault(polygon, width, height)

@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 
 def progress_bar(items=None, *, show=True, **options):
-    """tqdm's bar: lively in a terminal, a line every five seconds in a log file."""
+    """tqdm's bar: updated all the time in a terminal, every five seconds in a log file."""
     if not sys.stderr.isatty():
         options |= {"mininterval": 5, "maxinterval": 5, "delay": 5}
     return tqdm(items, disable=not show, **options)

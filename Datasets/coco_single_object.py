@@ -1,6 +1,6 @@
 """The homework's selection from COCO: images with a single large object, and its mask.
 
-The two functions at the top are the whole idea. They need pycocotools and Pillow only, so you can
+The two functions at the top are the whole idea. They need only pycocotools and Pillow, so you can
 copy them into a script of your own:
 
     from PIL import Image
@@ -14,8 +14,8 @@ copy them into a script of your own:
             image = Image.open("train2017/" + record["file_name"]).convert("RGB")
             image, mask = resized_image_and_mask(coco, annotation, image, size=64)
 
-`CocoSelection` below applies them to a file that coco_annotations.py has checked, counts what was
-found, and keeps the options together.
+`CocoSelection` below applies them to a file that coco_annotations.py has checked, counts what it
+finds, and keeps the options together.
 """
 
 from collections import Counter
@@ -24,14 +24,14 @@ from PIL import Image
 
 
 def single_large_objects(coco, category_id, counted_ids, min_bbox=200):
-    """The annotations of one category that are alone in their image, and large.
+    """The annotations of one category that are large and the only object in their image.
 
     Args:
         coco: a pycocotools.coco.COCO.
         category_id: the category of the object.
-        counted_ids: the categories of which the image holds no second object; an empty list
-            stands for every category. `category_id` is one of them.
-        min_bbox: least width and least height of the object's box, in pixels of the original.
+        counted_ids: the categories whose objects are counted, `category_id` included; an empty list
+            means every category. The image must have one object of these categories.
+        min_bbox: smallest width and height of the object's box, in pixels of the original.
     """
     found = []
     for image_id in sorted(coco.getImgIds(catIds=[category_id])):
@@ -55,22 +55,22 @@ def resized_image_and_mask(coco, annotation, image, size=64):
 class CocoSelection:
     """The images of a checked annotation file that hold one large object of a class.
 
-    "Only a single object instance" can be read in three ways, and the number of images depends on
+    "Only a single object instance" can mean three things, and the number of images depends on
     it. `single_instance` says which annotations of the image are counted:
 
-        "selected"  those of all the chosen classes (the default: every image has one mask)
+        "selected"  those of all chosen classes (the default: every image has one mask)
         "category"  those of the object's own category; an image with one cake and one dog is
                     then selected twice, with two different masks
         "image"     all of them
 
-    A crowd annotation counts, but is never the object. `limit` keeps the first so many objects of
+    A crowd annotation counts, but is never the object. `limit` keeps the first `limit` objects of
     each class, by image id.
 
     Attributes: `samples`, a list of (annotation, class name) sorted by image and category id;
     `coco`, the pycocotools.coco.COCO to pass to resized_image_and_mask; `problems`, a sentence for
     each outline that cannot be used; `repeated_images`, the ids of images selected more than once.
 
-    Errors: ValueError for a class that is not in the file, or options that make no sense.
+    Errors: ValueError for a class that is not in the file, or impossible options.
     Source: https://cocodataset.org/#format-data
     """
 
@@ -115,13 +115,13 @@ class CocoSelection:
         return single_large_objects(self.coco, category_id, counted_ids, min_bbox)
 
     def _count(self, name, objects):
-        """One row of the table: images with the class, alone in three readings, and large."""
+        """One row of the table: images with the class, with one object (3 readings), and large."""
         images = self.coco.getImgIds(catIds=[self.category_ids[name]])
         alone = {reading: len(self._find(name, reading, 0)) for reading in self.READINGS}
         return {"images": len(images), **alone, "large": len(objects)}
 
     def table(self, kept=None):
-        """What was found, one line per class, to compare with the counts of a report.
+        """The counts, one line per class, to compare with those of a report.
 
         Columns: images with the class; images with a single object in each of the three readings;
         those of the chosen reading that are large enough; those kept ({class: number}).

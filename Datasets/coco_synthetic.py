@@ -1,10 +1,9 @@
 """Draws a synthetic set in COCO's format, for machines without COCO. It is not COCO.
 
-Cakes, dogs and motorcycles stand in front of textures. Colour alone does not tell them from the
+Cakes, dogs and motorcycles in front of textures. Colour alone does not separate them from the
 background: objects, background, clutter and distractors (persons, plants) share one palette, and
-size, tilt, side and light vary. The annotations use everything that COCO's do: polygons, both
-kinds of run-length encoding, crowds, hidden parts. Besides the images that pass the homework's
-selection some are drawn that fail it.
+size, tilt, side and light vary. The annotations use everything that COCO's do: polygons, both kinds
+of run-length encoding, crowds, hidden parts. Most images pass the homework's selection; some fail.
 """
 
 import io
@@ -28,7 +27,7 @@ CATEGORIES = {1: "person", 4: "motorcycle", 18: "dog", 61: "cake", 64: "potted p
 PERSON, MOTORCYCLE, DOG, CAKE, PLANT = CATEGORIES  # the ids that COCO gives them
 CLASSES = (CAKE, DOG, MOTORCYCLE)
 
-# The images that the selection has to sort out. Of each kind there is one per 16 good images.
+# The images that the selection has to reject: one of each kind for every 16 good images.
 REJECTED = ("two of a kind", "two classes", "too small", "crowd")
 
 
@@ -155,7 +154,7 @@ def draw_synthetic_coco(folder, split, num_images, *, seed=0, workers=1, progres
         return record, objects
 
     images, annotations = [], []
-    with ThreadPoolExecutor(workers) as pool:  # numpy and scikit-image leave the lock to others
+    with ThreadPoolExecutor(workers) as pool:  # numpy and scikit-image release Python's lock
         try:
             tasks = pool.map(draw, range(len(kinds)))
             bar = progress_bar(
@@ -181,7 +180,7 @@ def draw_synthetic_coco(folder, split, num_images, *, seed=0, workers=1, progres
 
 
 def rejected_images(num_images):
-    """How many images are drawn besides `num_images` for the selection to sort out."""
+    """How many images are drawn, besides `num_images`, for the selection to reject."""
     return len(REJECTED) * (1 + num_images // 16)
 
 
@@ -220,7 +219,7 @@ class SyntheticDrawing:
 
         objects = self.annotate(layers, width, height)
         if kind.startswith("two") and sum(a["category_id"] in CLASSES for a in objects) < 2:
-            return self.compose(kind, category)  # the front object hides the other one: again
+            return self.compose(kind, category)  # the front object hides the other one: draw again
         if kind == "crowd":
             corner = 30 + 25 * SQUARE
             crowd = self.annotate([(category, [corner])], width, height, forms=(1,))
@@ -230,7 +229,7 @@ class SyntheticDrawing:
     # ---- annotations -----------------------------------------------------------------------------
 
     def annotate(self, layers, width, height, forms=(0, 1, 2)):
-        """COCO's records. What a nearer object hides is not part of a mask.
+        """COCO's records of the objects. A mask has only the visible part of its object.
 
         `forms` are the allowed forms of the outline: 0 polygons, 1 uncompressed and 2 compressed
         run-length encoding. A partly hidden object always has form 2.
@@ -281,7 +280,7 @@ class SyntheticDrawing:
         return canvas
 
     def light(self, canvas):
-        """Light from one side, exposure, blur and grain over the whole picture."""
+        """Adds light from one side, exposure, blur and grain to the whole picture."""
         slope = self.noise(*canvas.shape[1::-1], 1, 1, octaves=1)[..., None] - 0.5
         exposure, contrast, blur = self.rng.uniform((0.75, 0, 0.4), (1.2, 0.6, 0.9))
         canvas = canvas * (exposure + contrast * slope)

@@ -2,9 +2,9 @@
 
     python Datasets/make_purdue_shapes.py --out data/PurdueShapes5MultiObject-10000-train.gz
 
-Without --num-images their number is read from the name. Without --seed it is 1 for a name that
-ends in -test.gz, else 0, so that no test image is a training image. The format is described in
-Datasets/README.md, the drawing in PurdueShapes5MultiObjectDataset.Painter.
+Without --num-images, the name gives the number of images. Without --seed, the seed is 1 for a name
+that ends in -test.gz, else 0, so that no test image is a training image. Datasets/README.md
+describes the format; the function draw_shapes in SegStudio.py draws an image.
 """
 
 import argparse

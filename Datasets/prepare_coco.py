@@ -5,11 +5,11 @@
     python Datasets/prepare_coco.py --annotations annotations/instances_train2017.json \\
         --images-dir train2017 --split train --out data/coco
 
-The idea of the homework, twenty lines to copy, stands at the top of coco_single_object.py. This
-file is the command, and writes the prepared folder with its manifest.
+The idea of the homework, twenty lines to copy, is at the top of coco_single_object.py. This
+file is the command. It writes the prepared folder with its manifest.
 
-The exit code is 0 when all that was selected was written, 1 when something was left out (each
-with a sentence on the error output; the rest is written), 2 when nothing could be done.
+The exit code is 0 if everything selected was written, 1 if something was left out (each
+with a sentence on the error output; the rest is written), 2 if the command failed.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SYNTHETIC_IMAGES = {"train": 480, "test": 120}
 
 
 class CocoPreparer:
-    """Writes a CocoSelection as small images and masks, with a manifest of where each came from.
+    """Writes a CocoSelection as small images and masks, with a manifest of their sources.
 
     `write` makes `<out>/<split>/images|masks/<image id>_<category id>.png` and `manifest.json`.
     The same input and options give the same bytes, whatever `workers` is.
@@ -49,7 +49,7 @@ class CocoPreparer:
     for each image file that could not be used; `dropped` one for each mask that was empty after
     resizing.
 
-    Errors: ValueError for options that make no sense, or when nothing is left to write.
+    Errors: ValueError for impossible options, or if nothing is left to write.
     """
 
     FORMAT = "SegStudio COCO, one object per image, 1"
@@ -67,10 +67,10 @@ class CocoPreparer:
     def write(self, images, out, *, workers=1, progress=True):
         """Writes `<out>/<split>` and returns the path of its manifest.
 
-        `images` is the folder of the images, or a dict {image id: path} in which an exception may
-        stand for a path: the reason why that image is left out.
+        `images` is the folder of the images, or a dict {image id: path}. Instead of a path, it
+        may have an exception: the reason why that image is left out.
 
-        The new folder is built beside its place and moved there when it is complete. An
+        The new folder is built under another name and renamed when it is complete. An
         interrupted or failed run leaves the old one as it was.
         """
         target = Path(out, self.split)
@@ -106,7 +106,7 @@ class CocoPreparer:
             except BaseException:  # Ctrl-C or a full disk: do not write the rest first
                 pool.shutdown(cancel_futures=True)
                 raise
-        self.problems.sort()  # the threads add in any order
+        self.problems.sort()  # the threads finish in any order
         self.dropped.sort()
         self.kept = Counter(record["category"] for record in records)
         return records
@@ -186,7 +186,7 @@ def write_png(path, picture):
 
 
 def refuse_foreign_folder(target):
-    """A ValueError if `target` is there and was not written by this script."""
+    """Raises ValueError if `target` exists and this script did not write it."""
     if target.is_symlink() or (target.exists() and not (target / "manifest.json").is_file()):
         raise ValueError(f"{target} is not a prepared folder; move it away first.")
 
@@ -208,8 +208,8 @@ def parse(argv):
     parser = argparse.ArgumentParser(
         description="Selects COCO images with one large object and writes small images and masks "
         "to OUT/train and OUT/test.",
-        epilog="Exit code 0: all that was selected was written. 1: something was left out, each "
-        "with a sentence on the error output. 2: nothing could be done.",
+        epilog="Exit code 0: everything selected was written. 1: something was left out, each "
+        "with a sentence on the error output. 2: the command failed.",
     )
     source = parser.add_argument_group("where the images come from (give one)")
     source.add_argument(
@@ -284,7 +284,7 @@ def prepare(options, split):
         )
         images = folder / split
     elif file is None:
-        say("Fetching COCO's annotations (a part that was fetched before is not fetched again).")
+        say("Fetching COCO's annotations (an interrupted download is continued).")
         files = downloader.fetch_annotations(options.out / "downloads" / "annotations")
         file = next(found for found in files if found.name == OFFICIAL[split])
     if file.is_file():
@@ -298,7 +298,7 @@ def prepare(options, split):
     )  # fmt: skip
     preparer = CocoPreparer(selection, image_size=options.image_size, split=split)
     if options.download:
-        say(selection.table())  # what is about to be fetched, before a long wait
+        say(selection.table())  # the selection, before a long wait
         records = {a["image_id"]: annotations.images[a["image_id"]] for a, _ in selection.samples}
         images = downloader.fetch_images(records.values(), options.out / "downloads" / "images")
     try:
@@ -337,7 +337,7 @@ def main(argv=None):
         print(f"prepare_coco: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("prepare_coco: interrupted; run again, what is complete is kept.", file=sys.stderr)
+        print("prepare_coco: interrupted; run it again: complete files are kept.", file=sys.stderr)
         return 130
     return 1 if any(left_out) else 0
 

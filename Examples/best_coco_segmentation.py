@@ -1,4 +1,4 @@
-"""What the COCO images allow: a modern recipe beside the homework's three losses, same time each.
+"""The best scores on COCO: a modern recipe and the homework's three losses, each for the same time.
 
     python Examples/best_coco_segmentation.py --quick       # 170 seconds on any 2-core computer
     python Examples/best_coco_segmentation.py --coco data/coco-64 --seconds 300    # 22 minutes
@@ -7,10 +7,10 @@ Trains four networks for the same time and prints one table and one picture of a
     MAE, Dice, MAE + 100 * Dice    the homework's: strided mUnet of depth 16, SGD at 1e-4
     best                           UNet, BCE + Dice on logits, Muon and AdamW, augmentation
 
-The augmentation moves image and mask together; torchvision's tv_tensors tell its transforms which
-is which. --coco is a folder that Datasets/prepare_coco.py wrote; without it a synthetic set in
-COCO's format is drawn first. --seconds N is the training time of each network; by default 300,
-and with --quick what is left of the 170 seconds.
+The augmentation changes image and mask together: with torchvision's tv_tensors, a transform knows
+which is the mask. --coco is a folder that Datasets/prepare_coco.py wrote; without it a synthetic
+set in COCO's format is drawn first. --seconds N is the training time of each network; by default
+300, and with --quick a share of the 170 seconds.
 
 The folder of the run holds the best network, ready for predict.py; the folders in it hold the
 homework's. Expected mean IoU on the synthetic set: see the README.
@@ -56,7 +56,7 @@ def main():
             "--seconds": {
                 "type": float,
                 "metavar": "N",
-                "help": "of training for each network; default 300, less with --quick",
+                "help": "time of training for each network; default 300, less with --quick",
             },
             "--coco": {"metavar": "DIR", "help": "a folder that prepare_coco.py wrote"},
             "--image-size": {"type": int, "default": 64, "metavar": "N", "help": "default 64"},
@@ -101,7 +101,7 @@ def main():
 
 
 def make_segmenter(flags, batch_size, run_name=None):
-    """An experiment with its data, in a run of its own."""
+    """A SemanticSegmentation with its data and its own run folder."""
     settings = dict(flags.settings)
     settings.setdefault("dataroot", "./data/")
     if run_name is not None:
@@ -124,7 +124,7 @@ def make_segmenter(flags, batch_size, run_name=None):
 
 
 def train_best(segmenter, seconds):
-    """Train a UNet for so many seconds; returns it."""
+    """Train a UNet for `seconds` seconds; returns it."""
     net = segmenter.UNet(out_channels=1)
     hidden, rest = segmenter.Muon.split(net)
     segmenter.custom_run_code_for_training_for_semantic_segmentation(
@@ -153,7 +153,7 @@ def warm_up_then_cosine(done):
 
 
 def augment(images, masks):
-    """Change each image of the batch at random, and its mask with it."""
+    """Change each image of the batch at random, and its mask in the same way."""
     changed_images = []
     changed_masks = []
     for image, mask in zip(images, masks, strict=True):

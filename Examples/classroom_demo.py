@@ -1,4 +1,4 @@
-"""For class: two networks learn before your eyes, one after the other.
+"""For class: a window shows two networks while they train, one after the other.
 
     python Examples/classroom_demo.py                     # 150 seconds on any 2-core computer
     python Examples/classroom_demo.py --quick             # 60 seconds
@@ -7,8 +7,8 @@
 The first network is the homework's ("strided"): three of its output pixels in four are constant.
 The second one is its "dense" twin, with the same weights at the start. Both learn small shapes by
 one recipe: BCE + Dice, Muon and AdamW. The window shows their losses and their masks of one test
-image; it opens at once where there is a display. live.gif in the run's folder is the same as a
-film, to be shown where there is none.
+image; it opens at once if there is a display. live.gif in the run's folder is the same as a
+film, for a computer without a display.
 
 Expected mean IoU on 200 test images after 150 seconds: strided 0.2, dense 0.6 to 0.8, depending on
 the computer (0.22 and 0.77 with one thread in fp32). --seconds N changes the time of the whole
@@ -76,11 +76,11 @@ class LiveView:
         self.draw_frame(keep=False)
 
     def on_close(self, event):
-        """The user closed the window: the demo goes on, for the film."""
+        """The user closed the window: the demo continues and makes the film."""
         self.has_window = False
 
     def begin(self, segmenter, horizontal_axis, end):
-        """Show the test image with the most pixels set, and the axis that training runs along."""
+        """Show the test image with the most pixels set; prepare the axis of the loss plot."""
         self.segmenter = segmenter
         self.horizontal_axis = horizontal_axis
         items = [segmenter.dataserver_test[index] for index in range(20)]
@@ -102,12 +102,12 @@ class LiveView:
         panel.set_title(title, fontsize=20)
 
     def update(self, name, history, net):
-        """Training calls this after each line of the log. Frames take a tenth of the time."""
+        """Draw after a line of the log, but spend at most a tenth of the time on drawing."""
         if time.perf_counter() - self.last_frame > max(0.5, 9 * self.frame_seconds):
             self.show_network(name, history, net)
 
     def show_network(self, name, history, net):
-        """Draw the loss so far, and the masks that the network now predicts."""
+        """Draw the loss so far and the masks that the network predicts now."""
         rows = [row for row in history.rows if "loss" in row]
         self.curves[name].set_data(
             [row[self.horizontal_axis] for row in rows], [row["loss"] for row in rows]
@@ -158,7 +158,7 @@ def main():
             "--seconds": {
                 "type": float,
                 "metavar": "N",
-                "help": "of the whole demo; default 150, with --quick 60",
+                "help": "time of the whole demo; default 150, with --quick 60",
             },
             "--iterations": {
                 "type": int,
@@ -218,7 +218,7 @@ def seconds_for_each(seconds):
 
 
 def exactly(segmenter, iterations, seed):
-    """Make the next training, of one epoch, last for so many iterations."""
+    """Make one epoch of the training loader exactly `iterations` batches long."""
     dataset = segmenter.dataserver_train
     order = torch.Generator().manual_seed(seed)
     sampler = RandomSampler(dataset, num_samples=iterations * BATCH_SIZE, generator=order)

@@ -1,4 +1,4 @@
-"""Why the squared error diverges on COCO's masks of 0 and 255.
+"""Why training with the squared error diverges on COCO.
 
     python Examples/coco_exploding_mse.py --quick     # 50 seconds on any 2-core computer
     python Examples/coco_exploding_mse.py             # about 3 minutes there
@@ -8,8 +8,8 @@ The homework's report saw its MSE loss become NaN on COCO, and used MAE instead.
 mUnet with one output channel by the homework's SGD (learning rate 1e-4, momentum 0.9), with both
 losses, in five cases: masks of 0/255 or 0/1, each with and without clipping the gradient, and
 images of 0 to 1. It prints and draws the norm of the gradient and the size of the output at each
-iteration, and says which trainings end in inf or in NaN. Depth is 4, which diverges like 16 in a
-third of the time.
+iteration, and prints which trainings end in inf or in NaN. The depth is 4: such a network diverges
+like one of depth 16, in a third of the time.
 
 --coco is a folder that Datasets/prepare_coco.py wrote. Without it a synthetic set in COCO's format
 is drawn first, once, in 50 seconds. No scores are expected: nothing is trained for long enough.
@@ -44,7 +44,7 @@ END_MARKERS = {"inf": "^", "NaN": "X"}
 class Case:
     title: str
     mask_value: int = 255  # of the pixels on the object
-    largest_gradient: float | None = None  # a gradient with a larger norm is scaled down to it
+    largest_gradient: float | None = None  # the norm above which a gradient is clipped
     input_scale: float = 1.0  # factor on the pixel values of the image
 
 
@@ -106,13 +106,13 @@ def main():
     path = save_figure(dls, runs)
     save_numbers(dls, runs)
     dls.log(f"\nThe figure: {path}")
-    dls.log("Next: python Examples/coco_segmentation.py --quick  (the homework's way out: MAE)")
+    dls.log("Next: python Examples/coco_segmentation.py --quick  (the homework's solution: MAE)")
 
 
 def train(net, loss, case, batches, seconds):
-    """Train on each batch once, at most for so many seconds; returns the Run.
+    """Train on each batch once, for `seconds` seconds at most; returns the Run.
 
-    It ends with the first loss that is not finite: after that nothing is learned any more.
+    It stops at the first loss that is not finite: after that the network cannot learn.
     """
     run = Run()
     optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
@@ -143,7 +143,7 @@ def gradient_norm(net):
 
 
 def table_row(case, loss, runs):
-    """How many runs ended in which way, and their largest finite norms."""
+    """A row of the table: how the runs ended, and their largest finite norms."""
     ends = Counter(run.end for run in runs)
     ended = ", ".join(f"{ends[end]} {end}" for end in ("NaN", "inf", "finite") if ends[end])
     gradient = largest_finite(value for run in runs for value in run.gradient_norms)

@@ -13,7 +13,7 @@ SPLITS = ("train", "test")
 def find_or_draw_coco(folder, dls):
     """The Path of a folder that Datasets/prepare_coco.py wrote, with train/ and test/ in it.
 
-    `folder` is what the user gave with --coco. None stands for a synthetic set in the data folder,
+    `folder` is the value of --coco. None means a synthetic set in the data folder,
     which is drawn once, by prepare_coco.py. Scores on it are not scores on COCO.
 
     Errors: FileNotFoundError and ValueError say how to prepare the folder; OSError if the
@@ -50,7 +50,7 @@ def has_single_objects(folder):
 
 
 def explain(folder, size):
-    """The error for a folder that is not prepared: what it is, and the command that helps."""
+    """The error for a folder that is not prepared, with the command that prepares it."""
     if not folder.is_dir():
         return FileNotFoundError(
             f"There is no folder {folder}; make one with: "
@@ -72,12 +72,12 @@ def explain(folder, size):
                 for split, name in zip(SPLITS, ("train", "val"), strict=True)
             ]
             return ValueError(
-                f"{folder} holds COCO as it comes; prepare it with: {' && '.join(commands)} "
+                f"{folder} holds unprepared COCO data; prepare it with: {' && '.join(commands)} "
                 f"and give data/coco-{size}"
             )
     missing = [split for split in SPLITS if not (folder / split / "manifest.json").is_file()]
     return FileNotFoundError(
-        f"{folder} is no prepared COCO folder: it has no {' and no '.join(missing)} split; "
+        f"{folder} is not a prepared COCO folder: it has no {' and no '.join(missing)} split; "
         f"make it with: "
         + prepare_command(
             "--download",

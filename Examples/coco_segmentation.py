@@ -1,16 +1,16 @@
-"""The homework's bonus: one object per COCO image, one output channel, MAE, Dice or their sum.
+"""The homework's bonus: one object per COCO image; one output channel; MAE, Dice or their sum.
 
     python Examples/coco_segmentation.py --quick                # 150 seconds on any 2-core computer
     python Examples/coco_segmentation.py --loss combined --coco data/coco-64
 
-Shows binary masks on natural images: sample training images, the loss curve, and image, truth and
-prediction for each class. The scores stand beside those of two answers that ignore the image.
+Shows binary masks on photos: sample training images, the loss curve, and image, truth and
+prediction for each class. Compare the scores with those of two baselines that ignore the image.
 
 --loss is mae, dice, or combined: MAE + 100 * Dice. --coco is a folder that
-Datasets/prepare_coco.py wrote. Without it a synthetic set in COCO's format is drawn first, and
-said to be synthetic. The network, the optimizer and the learning rate are the homework's, also
-with --quick, so expect little: an IoU below 0.2 there, because the output is the strided one and
-the time is short. best_coco_segmentation.py shows what the same images allow.
+Datasets/prepare_coco.py wrote. Without it a synthetic set in COCO's format is drawn first. The
+network, the optimizer and the learning rate are the homework's, also with --quick, so expect
+little: an IoU below 0.2 with --quick, because the upsampling is strided and the time is short.
+best_coco_segmentation.py shows the best scores on these images.
 """
 
 from pathlib import Path
@@ -66,7 +66,7 @@ def main():
     segmenter.run_code_for_testing_semantic_segmentation(model, baselines=baselines)
     save_panels(segmenter, model)
     dls.log(f"\nPictures and numbers: {dls.run_dir}")
-    dls.log("Next: python Examples/best_coco_segmentation.py --quick  (what this data allows)")
+    dls.log("Next: python Examples/best_coco_segmentation.py --quick  (the best scores here)")
 
 
 def read_flags():
@@ -79,14 +79,14 @@ def read_flags():
             "--coco": {"metavar": "DIR", "help": "a folder that prepare_coco.py wrote"},
             "--image-size": {"type": int, "default": 64, "metavar": "N", "help": "default 64"},
             "--seconds": {"type": float, "metavar": "N", "help": "train for this time"},
-            "--resume": {"action": "store_true", "help": "go on with the run of --run-name"},
+            "--resume": {"action": "store_true", "help": "continue the run of --run-name"},
         },
     )
     if flags.seconds is not None and not flags.seconds > 0:
         raise ValueError(f"--seconds is above 0, not {flags.seconds:g}")
     if flags.resume:
         if flags.run_name is None:
-            raise ValueError("--resume needs the --run-name of the run that it goes on with")
+            raise ValueError("--resume needs the --run-name of the run to continue")
         run = Path(flags.results_dir, flags.run_name).expanduser()
         if not (run / "checkpoint.pt").exists():
             state = "is finished" if (run / "model.pt").exists() else "has no checkpoint"

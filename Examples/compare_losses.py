@@ -1,4 +1,4 @@
-"""Which loss is best? Each loss has a scale of its own; scores can be compared.
+"""Which loss is best? Compare scores, because each loss has its own scale.
 
 An MSE of 300 and a Dice loss of 0.9 cannot be compared; the mean IoU of both networks can. The
 upper plots show the training losses, one plot for each kind of loss. The lower plots show scores on
@@ -6,12 +6,13 @@ validation images, during training.
 
     python Examples/reproduce_homework.py --quick --seeds 3 --only mse,dice,combined-200  # 9 min
     python Examples/compare_losses.py              # the homework's runs: seconds
-    python Examples/compare_losses.py mse my_run   # these two, whatever else differs
+    python Examples/compare_losses.py mse my_run   # these two, even if their settings differ
 
 Without names the script compares like with like: runs of the homework's network and recipe, on the
 same data, with the same schedule. It says which runs it leaves out, and why.
-One run of each loss does not show which is best: another seed can turn the order round. So
-the script names a best and a worst case only if their ranges over several seeds do not meet.
+One run of each loss does not show which is best: with another seed the order can change. So
+the script names a best (or worst) case only if its range over several seeds lies above (or below)
+all others.
 """
 
 import re
@@ -50,7 +51,7 @@ def read_runs(results_dir, names=()):
 
 
 def data_of(run):
-    """What a run was trained on: source, classes and size of the images."""
+    """The data of a run: source, classes and size of the images."""
     return {
         "data": run.source or "unknown source",
         "classes": ", ".join(run.data.get("class_names", ())),
@@ -59,14 +60,14 @@ def data_of(run):
 
 
 def schedule_of(run):
-    """How long a run was trained."""
+    """The number of images, and the time or epochs, of a training."""
     if run.max_seconds is not None:
         return {"images": run.training["images"], "seconds": run.max_seconds}
     return {"images": run.training["images"], "epochs": run.settings["epochs"]}
 
 
 def case_of(run):
-    """What a run tests: its loss, with the form of Dice where that is not the usual one."""
+    """The case of a run: its loss, with the form of Dice if that is not the default."""
     form = run.training.get("loss_options", {}).get("form", "squared")
     return run.loss if form == "squared" else f"{run.loss} ({form})"
 
@@ -78,9 +79,9 @@ def seed_of(run):
 def choose_comparable(runs):
     """(the runs to compare, [(run, why it is left out), ...]).
 
-    Kept are finished runs of the homework's network and recipe; of those the largest group with
-    one kind of data and one schedule (of equally large groups the longer schedule); of several
-    runs with one loss and one seed the first.
+    Only finished runs of the homework's network and recipe are kept. Among them, the largest group
+    with the same data and schedule is kept (if two are equally large, the longer schedule). Of
+    several runs with the same loss and seed, the first is kept.
     """
     left_out, groups = [], {}
     for run in runs:
@@ -107,7 +108,7 @@ def choose_comparable(runs):
 
 
 def list_differences(run, reference):
-    """The data and schedule of a run where they are not those of `reference`, as text."""
+    """The data and schedule of a run that differ from `reference`, as text."""
     facts = data_of(run) | schedule_of(run)
     differing = {name: value for name, value in facts.items() if reference.get(name) != value}
     return list_facts(differing)
@@ -144,7 +145,7 @@ def test_scores(runs, name="mean_iou"):
 
 
 def write_range(values, digits=3):
-    """One value as itself, several as "mean (lowest - highest)"."""
+    """One value as it is, several values as "mean (lowest - highest)"."""
     if not values:
         return "-"
     if len(values) == 1:
@@ -168,8 +169,8 @@ def make_table(cases):
 def find_best_and_worst(cases):
     """(best case or None, worst case or None, the sentences that say why).
 
-    A case is best if its lowest mean IoU over at least two seeds is above the highest of every
-    other case, which has at least two seeds as well; worst the other way round.
+    Every case needs at least two seeds. A case is best if its lowest mean IoU is above the highest
+    of all other cases, and worst if its highest is below the lowest of all others.
     """
     scores = {case: test_scores(runs) for case, runs in cases.items() if test_scores(runs)}
     if len(scores) < 2:
@@ -226,7 +227,7 @@ def curves_of(runs, column):
 def draw_curves(axes, curves, **style):
     """The mean of the seeds' curves as a line, with a band from the lowest to the highest.
 
-    Runs that are bounded by time have different lengths: the line ends with the shortest, else
+    Runs that are bounded by time have different lengths. The line ends with the shortest run, or
     its last points would be the mean of fewer seeds.
     """
     shortest = min((steps for steps, _ in curves), key=lambda steps: steps[-1])
@@ -238,7 +239,7 @@ def draw_curves(axes, curves, **style):
 
 
 def draw(dls, cases, best=None, worst=None):
-    """losses.png. Upper row: losses, a plot for each kind. Lower row: scores during training."""
+    """Draw losses.png. Upper row: a plot for each kind of loss. Lower row: the scores."""
     kinds = list(dict.fromkeys(map(kind_of, cases)))
     figure = dls.new_figure(figsize=(4.6 * max(3, len(kinds)), 9), dpi=110, layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.1))
@@ -304,7 +305,7 @@ def main():
         dls.log(sentence)
     unscored = [run.name for run in runs if not curves_of([run], "mean_iou")]
     if unscored:
-        dls.log(f"No scores during training, so the test's score alone: {', '.join(unscored)}")
+        dls.log(f"No scores during training, so only the test score: {', '.join(unscored)}")
     dls.log(f"\nThe plots: {draw(dls, cases, best, worst)}")
 
 

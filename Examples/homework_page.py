@@ -1,7 +1,7 @@
-"""The homework page: every figure of the homework, by number, beside what a student's report saw.
+"""The homework page: every figure of the homework, by number, beside the results of a report.
 
 Reads the run folders that reproduce_homework.py made and writes one HTML file that holds its
-pictures itself. It needs no network: mail it, open it offline, or print it.
+pictures itself, so it can be mailed, opened offline or printed.
 
     python Examples/homework_page.py      # a second; writes runs/homework-page/index.html
 
@@ -30,7 +30,7 @@ class Experiment:
     """One experiment of the homework.
 
     name: what --only of reproduce_homework.py takes.
-    first_figure: the number of its loss curve in the student's report; its pictures follow.
+    first_figure: the number of its loss curve in a student's report; its pictures come next.
     loss, dice_scale: loss_type and dice_scale of the training method.
     report_saw: what the student's report says about the loss.
     data: "shapes" (PurdueShapes5MultiObject) or "coco" (the bonus, one object per image).
@@ -142,7 +142,7 @@ QUICK_SECONDS = 60  # of one experiment by reproduce_homework.py --quick, on a 2
 
 @dataclass
 class Run:
-    """A run folder, read: settings.json, losses.csv, and metrics.json where testing is done."""
+    """The content of a run folder: settings.json, losses.csv and, after testing, metrics.json."""
 
     folder: Path
     settings: dict
@@ -176,7 +176,7 @@ class Run:
 
     @property
     def max_seconds(self):
-        """The time limit of the training, or None where it was a number of epochs."""
+        """The time limit of the training, or None if it has a number of epochs."""
         return self.training.get("max_seconds")
 
     @property
@@ -185,14 +185,14 @@ class Run:
 
     @property
     def planned_iterations(self):
-        """Iterations of the whole training, or None where it is bounded by time."""
+        """Iterations of the whole training, or None if it is bounded by time."""
         if self.max_seconds is not None:
             return None
         return self.iterations_per_epoch * int(self.settings["epochs"])
 
     @property
     def planned_images(self):
-        """How many images the training uses in all; those seen so far if it is bounded by time."""
+        """How many images the training uses in all; if it is bounded by time, those so far."""
         if self.max_seconds is not None:
             return self.iterations * self.training["batch_size"]
         return self.training["images"] * int(self.settings["epochs"])
@@ -211,7 +211,7 @@ class Run:
         return "generated" in self.source.lower()
 
     def changed_settings(self):
-        """{name: value} where the network or the recipe is not the homework's."""
+        """{name: value} of the settings of network and recipe that are not the homework's."""
         used = {
             **self.settings,
             **self.training,
@@ -265,12 +265,12 @@ def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-# ---- What the page says about an experiment -----------------------------------------------------
+# ---- The facts about an experiment ---------------------------------------------------------------
 
 
 @dataclass
 class Figure:
-    """A numbered figure (number "" for ours alone): a caption and the pictures it shows."""
+    """A figure: caption, pictures and number, which is "" if the report has no such figure."""
 
     number: str
     caption: str
@@ -306,9 +306,9 @@ def read_figure(folder, number, caption, pattern):
 
 
 def describe(experiment, results_dir):
-    """All that the page says about an experiment, as a dict for the template.
+    """The page's facts about an experiment, as a dict for the template.
 
-    Errors: those of read_run, and ValueError for a picture that is none.
+    Errors: those of read_run, and ValueError for a file that is not a picture.
     """
     run = read_run(Path(results_dir) / experiment.folder_name)
     figures = [read_figure(run.folder, *figure) for figure in figure_files(experiment)]
@@ -338,7 +338,7 @@ def describe(experiment, results_dir):
 
 
 def notes(experiment, run):
-    """What a reader has to know before comparing this run with the report, in a few words each."""
+    """Differences from the report that a reader has to know, in a few words each."""
     found = []
     if run.synthetic:
         found.append("synthetic images, not COCO")
@@ -423,7 +423,7 @@ def list_facts(facts):
 def make_page(results_dir="runs"):
     """The homework page of the runs in results_dir, as text.
 
-    Errors: FileNotFoundError if not one of the homework's runs can be read.
+    Errors: FileNotFoundError if none of the homework's runs can be read.
     """
     sections, missing = [], []
     for experiment in EXPERIMENTS:

@@ -9,7 +9,7 @@
     4  missing_eval     testing in train mode
     5  empty_channels   a loss without a gradient where a class is missing
 
-doc/pitfalls.md says for each what gives it away, and the cure.
+doc/pitfalls.md says for each how to notice it, and the cure.
 """
 
 import torch
@@ -58,7 +58,7 @@ def lattice(segmenter):
         net = segmenter.mUnet(upsampling=upsampling)
         reach = segmenter.probe_output_coverage(net, (64, 64))
         reached[upsampling] = reach.fraction
-        corner = reach.picture[:, :128, :128]  # 16x16 output pixels, to see single ones
+        corner = reach.picture[:, :128, :128]  # 16x16 output pixels: single ones are visible
         axes.imshow(corner.permute(1, 2, 0).numpy(), extent=(0, 16, 16, 0))
         axes.set_xticks([0, 4, 8, 12, 16])
         axes.set_yticks([0, 4, 8, 12, 16])

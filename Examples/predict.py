@@ -2,8 +2,8 @@
 
     python Examples/predict.py photo.jpg holiday/ --model runs/best_coco_segmentation
 
-IMAGE is an image file, or a folder: then all images in it. RUN is the folder of a finished run: it
-says which network it holds and how the network's output is read. Less than a second for an image.
+IMAGE is an image file, or a folder of image files. RUN is the folder of a finished run. Its files
+tell which network it has and how to read the output. An image takes less than a second.
 
 For each image, numbered 001, 002, ... in the given order, the folder that is printed at the end
 gets two files:
@@ -13,8 +13,8 @@ gets two files:
 and one file for all images:
     predictions.json         {image: [{"class", "box": [x1, y1, x2, y2], "area" in pixels}, ...]}
 
-Where classes overlap, a pixel goes to the class that the network is most confident of. A network
-with one output channel finds objects, but does not name them: all are called "object".
+Where classes overlap, a pixel gets the class with the highest confidence. A network
+with one output channel has one class, which is called "object".
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main():
         try:
             image = read_image(file)
         except Exception as error:  # PIL's decoders raise nearly anything on a bad file
-            dls.log(f"{file} is left out, it is no image: {error}")
+            dls.log(f"{file} is left out, because it is not an image: {error}")
             continue
         if not warned:
             warned = warn_of_a_photo(segmenter, class_names, file, image)
@@ -99,7 +99,7 @@ def find_images(names):
 
 
 def read_image(file):
-    """The image in RGB, upright as its EXIF orientation asks, with 16 bits brought to 8."""
+    """The image as 8-bit RGB, turned upright by its EXIF orientation."""
     with Image.open(file) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I"):
@@ -108,7 +108,7 @@ def read_image(file):
 
 
 def warn_of_a_photo(segmenter, class_names, file, image):
-    """Say so if an image cannot be one of those that the network knows; returns whether it did."""
+    """Warn about an image unlike all training images; returns whether a warning was given."""
     shapes = segmenter.PurdueShapes5MultiObjectDataset.class_names
     unknown = tuple(class_names) == shapes and image.size != (64, 64)
     if unknown:
@@ -140,9 +140,9 @@ def predict_labels(segmenter, net, image):
 
 
 def find_objects(labels, class_names, size):
-    """Each connected part of each class: its class, its box and its area, in the image's pixels.
+    """The connected parts of each class: class, box and area, in pixels of the image.
 
-    size is PIL's, (width, height) of the image.
+    `size` is (width, height) of the image, as in PIL.
     """
     height, width = labels.shape
     across = size[0] / width  # image pixels for each pixel of the labels

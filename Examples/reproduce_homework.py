@@ -1,7 +1,7 @@
 """The whole homework by one command: eight experiments, and one page with all their figures.
 
-Each experiment has a fixed folder in runs/. A finished run is kept, an interrupted one goes on, and
-a longer run is kept too. A run with other settings is renamed, never deleted. After
+Each experiment has a fixed folder in runs/. A finished run is kept, an interrupted run continues,
+and a longer run is kept too. A run with other settings is renamed, never deleted. After
 each experiment the homework page, runs/homework-page/index.html, is written again.
 
     python Examples/reproduce_homework.py --quick          # about 60 s for each experiment, 8 min
@@ -9,7 +9,7 @@ each experiment the homework page, runs/homework-page/index.html, is written aga
     python Examples/reproduce_homework.py --quick --seeds 3 --only mse,dice    # 3 runs of each loss
 
 --quick limits the time: each experiment trains for 35 s and takes about 60 s with its data and its
-test. --epochs or --train-images lift that limit and are obeyed exactly; --train-images is for the
+test. --epochs or --train-images lift that limit and set the exact size; --train-images is for the
 shapes only. The three COCO experiments draw a synthetic set unless --coco names a folder
 that Datasets/prepare_coco.py wrote.
 """
@@ -37,7 +37,7 @@ BATCH_SIZE = 4
 DEPTH = 16
 CLASSES = ("rectangle", "triangle", "disk", "oval", "star")
 
-# With --quick: the seconds of training in the QUICK_SECONDS of an experiment. The rest goes to the
+# With --quick: how many of the QUICK_SECONDS of an experiment are training. The rest is for the
 # data, the scores of the untrained network and the test. All runs train for the same time, so that
 # compare_losses.py can compare them.
 QUICK_TRAINING_SECONDS = 35
@@ -51,7 +51,7 @@ COCO_LOSSES = {"coco-mae": "mae", "coco-dice": "dice", "coco-combined": "combine
 
 
 def wanted_settings(experiment, flags, seed):
-    """{name: value} that a run has in its settings.json if it is the run asked for."""
+    """{name: value} in the settings.json of the wanted run."""
     wanted = {"seed": seed, "max_seconds": flags.seconds}
     if flags.seconds is None:
         wanted["epochs"] = flags.epochs
@@ -73,7 +73,7 @@ def what_is_left(folder, wanted):
         "resume": it was interrupted in training.
         "test": it was trained, but not tested.
         "nothing": it is complete, or longer than the run asked for.
-        "move": a run with other settings is there, which is not longer.
+        "move": there is a run with other settings that is not longer.
 
     Errors: ValueError for a damaged run.
     """
@@ -102,7 +102,7 @@ def what_is_left(folder, wanted):
 
 
 def is_longer(run, wanted):
-    """Is the run longer than the one asked for: by seconds if that is bounded by time?"""
+    """Whether the run is longer than the wanted one, by seconds if that is bounded by time."""
     if wanted["max_seconds"] is not None:
         return run.seconds > wanted["max_seconds"]
     images = wanted.get("images", run.training["images"])
@@ -132,7 +132,7 @@ def run_shapes(experiment, run_name, seed, flags, step):
         **flags.settings | {"run_name": run_name, "seed": seed},
     )
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
-    # The validation images are generated besides the others: training uses all of its images, and
+    # The validation images are generated in addition: training uses all of its images, and
     # no score during training comes from the test images.
     segmenter.load_shapes(
         flags.train_images,
@@ -158,7 +158,7 @@ def run_shapes(experiment, run_name, seed, flags, step):
 
 
 def run_coco(experiment, run_name, seed, flags, step):
-    """The COCO experiments have a script of their own, which also finds or draws their data."""
+    """Run the script of the COCO experiments, which also finds or draws their data."""
     command = [sys.executable, str(COCO_SCRIPT)]
     command += [f"--loss={COCO_LOSSES[experiment.name]}", f"--run-name={run_name}"]
     command += [f"--results-dir={flags.results_dir}", f"--seed={seed}"]
@@ -174,11 +174,11 @@ def run_coco(experiment, run_name, seed, flags, step):
     if step == "resume":
         command.append("--resume")
     if subprocess.run(command).returncode != 0:
-        raise ValueError("it did not finish: see the lines above")
+        raise ValueError("it did not finish; the lines above say why")
 
 
 def run_experiment(experiment, seed, run_name, flags):
-    """Do what is left of one run, and say what that is."""
+    """Do what is left of one run, and print what that is."""
     folder = Path(flags.results_dir).expanduser() / run_name
     step, reason = what_is_left(folder, wanted_settings(experiment, flags, seed))
     if step == "move":
@@ -203,7 +203,7 @@ def main():
                 run_name += f"_seed_{seed}"
             try:
                 run_experiment(experiment, seed, run_name, flags)
-                # After each run: an interruption of the next one leaves a page of what is done.
+                # After each run: if the next one is interrupted, the page shows what is done.
                 page = write_page(Path(flags.results_dir).expanduser())
             except (ArithmeticError, OSError, ValueError) as error:
                 print(f"{run_name} failed: {error}")

@@ -3,13 +3,13 @@
     python Examples/semantic_segmentation.py --quick    # 120 seconds on any 2-core computer
     python Examples/semantic_segmentation.py            # the homework: about an hour there
 
---quick shows the flaw that this package is about, and its cure. It trains the homework's network,
-whose output is "strided", and its "dense" twin with the same weights, by one small recipe. It
+--quick shows the main flaw of the homework's network, and its cure. It trains that network
+("strided" upsampling) and its "dense" twin, from the same first weights, by one small recipe. It
 prints one table and saves one picture, side_by_side.png: input, truth, strided, dense. Expected
 mean IoU: 0.2 strided, 0.5 to 0.8 dense, depending on the computer. The folder of the run then holds
 the dense network.
 
-Without --quick the script is the homework's first experiment, exactly: depth 16, the MSE loss, SGD
+Without --quick the script is exactly the homework's first experiment: depth 16, the MSE loss, SGD
 with learning rate 1e-4 and momentum 0.9, batches of 4, 6 epochs over 10,000 images. Expected mean
 IoU: about 0.1, because the network is the strided one.
 """
@@ -118,10 +118,10 @@ def strided_and_dense(flags):
         f"\nThe picture: {picture}\n"
         f"In the strided output, the homework's, three pixels in four are a constant that no "
         f"training can change: its masks are dotted.\n"
-        f"The dense network has the same weights, but every output pixel depends on the image.\n"
+        f"The dense network has as many weights, but every output pixel depends on the image.\n"
         f"\nNext: python Examples/semantic_segmentation_dense.py --quick  (the same with the "
         f"homework's loss)\n"
-        f"      python Examples/best_segmentation.py --quick  (what these images allow)\n"
+        f"      python Examples/best_segmentation.py --quick  (the best scores on these images)\n"
         f"      python Examples/semantic_segmentation.py  (the homework itself, an hour)"
     )
 

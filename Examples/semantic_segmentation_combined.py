@@ -4,9 +4,9 @@
     python Examples/semantic_segmentation_combined.py --dice-scale 300    # figures 7, 8: an hour
 
 The homework adds the two losses with scales of 200, 300 and 400, because its MSE is in the hundreds
-and its Dice near 1: then the two terms have values of the same size. But training follows gradients
-and not values. So the script also prints the norm of each term's gradient at the network's output,
-measured once in each interval of the log.
+and its Dice near 1: then the two terms have values of the same size. But a training step depends on
+the gradient of each term, not on its value. So the script also prints the norm of each term's
+gradient at the network's output, measured once in each interval of the log.
 
 Without --quick the settings are the homework's: its strided network, SGD with learning rate 1e-4.
 --quick trains a small dense network by Muon and AdamW. Expected mean IoU with --quick: 0.4 to 0.7,
@@ -89,7 +89,7 @@ def main():
 
 
 def log_gradients(dls, history, dice_scale):
-    """Print the value of each term and the norm of its gradient, and say which one is larger."""
+    """Print the value of each term, the norm of its gradient, and which gradient is larger."""
     names = {"mse": "MSE", "dice": f"{dice_scale:g} * Dice"}
     norms = {}
     dls.log(f"{'':14}{'value':>12}{'gradient norm':>16}   (means over the whole training)")

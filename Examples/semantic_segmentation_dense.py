@@ -3,12 +3,12 @@
     python Examples/semantic_segmentation_dense.py --quick    # 150 seconds on any 2-core computer
     python Examples/semantic_segmentation_dense.py            # the homework's schedule: two hours
 
-The last layer of DLStudio's network has stride 2 and dilation 2, so its kernel only meets every
+The last layer of DLStudio's network has stride 2 and dilation 2, so its kernel reaches only every
 second row and column: three output pixels in four are one constant, whatever the loss and the
-training. That is the "strided" network. The "dense" one has the same parameters, but its kernels
-meet every pixel. The script
+training. That is the "strided" network. The "dense" one has as many parameters, but its kernels
+reach every pixel. The script
 
-    1. draws which output pixels depend on the image at all (reach.png),
+    1. draws which output pixels depend on the image (reach.png),
     2. trains both networks with the homework's loss, MSE, by one recipe,
     3. prints both score tables and draws both networks' masks beside the truth (side_by_side.png).
 
@@ -72,12 +72,12 @@ def main():
     )
     dense.dl_studio.log(f"\nThe picture: {picture}\nAll pictures and numbers: {picture.parent}")
     dense.dl_studio.log(
-        "Next: python Examples/best_segmentation.py --quick  (what these images allow)"
+        "Next: python Examples/best_segmentation.py --quick  (the best scores on these images)"
     )
 
 
 def make_segmenter(flags, run_name=None):
-    """An experiment with its data, in a run of its own."""
+    """A SemanticSegmentation with its data and its own run folder."""
     settings = dict(flags.settings)
     if run_name is not None:
         settings["run_name"] = run_name
@@ -151,7 +151,7 @@ def save_reach(segmenter):
         net = segmenter.mUnet(depth=QUICK_DEPTH, upsampling=upsampling)
         reach = segmenter.probe_output_coverage(net, (64, 64))
         dls.log(f"{upsampling}: {reach.fraction:.0%} of the output pixels depend on the image")
-        corner = reach.picture[:, :128, :128]  # 16x16 output pixels, to see single ones
+        corner = reach.picture[:, :128, :128]  # 16x16 output pixels: single ones are visible
         axes.imshow(corner.permute(1, 2, 0).numpy(), extent=(0, 16, 16, 0))
         axes.set_xticks([0, 4, 8, 12, 16])
         axes.set_yticks([0, 4, 8, 12, 16])
@@ -159,7 +159,7 @@ def save_reach(segmenter):
     figure.legend(
         handles=[
             Patch(color=SegStudio.PALETTE[0], label="depends on the image"),
-            Patch(color=SegStudio.PALETTE[1], label="constant: no training can make it right"),
+            Patch(color=SegStudio.PALETTE[1], label="constant: no training can correct it"),
         ],
         loc="outside lower center",
         ncols=2,

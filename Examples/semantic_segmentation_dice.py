@@ -4,17 +4,17 @@
     python Examples/semantic_segmentation_dice.py                    # figures 3 and 4: an hour
     python Examples/semantic_segmentation_dice.py --form pixelwise   # diverges at once
 
-With p for the output and m for the mask, three losses go by this name:
+With p for the output and m for the mask, three losses have this name:
     squared      1 - 2 sum(pm) / (sum(pp) + sum(mm))             the homework's handout
     linear       1 - (2 sum(pm) + 1) / (sum(p) + sum(m) + 1)     most libraries, for p and m of 0..1
     pixelwise    mean of 1 - (2pm + 1) / (p + m + 1)             the homework report's text
-Only the first one suits masks of 50 to 250. "linear" falls to -249 there, and "pixelwise" has a
-pole at p + m = -1 that training soon meets; with --quick it learns nothing. Examples/pitfalls.py
+Only the first one works for masks of 50 to 250. "linear" falls to -249 there, and "pixelwise" has a
+pole at p + m = -1 that training soon reaches; with --quick it learns nothing. Examples/pitfalls.py
 draws all three.
 
 Without --quick the settings are the homework's: its strided network, SGD with learning rate 1e-4.
 --quick trains a small dense network by Muon and AdamW. Expected mean IoU with --quick: 0.4 to 0.7,
-depending on the computer, a little more than semantic_segmentation_dense.py --quick has with MSE.
+depending on the computer: a little more than with MSE in semantic_segmentation_dense.py --quick.
 """
 
 import math

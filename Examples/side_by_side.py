@@ -80,7 +80,7 @@ def iou_of_image(segmenter, pred, truth):
 def paint_masks(image, masks):
     """The masks in the classes' colours over a dark, grey copy of the image.
 
-    A hole in a mask shows as a dark pixel, a pixel that is in several masks is white.
+    A hole in a mask is dark; a pixel that is in several masks is white.
 
     Shape: image (3, H, W) 0..255, masks (C, H, W) bool -> (3, H, W) uint8.
     """
@@ -105,7 +105,7 @@ def class_patches(class_names):
 
 
 def generated_or_not(dataset):
-    """What a picture says about its images: whether SegStudio drew them."""
+    """The word in a picture's title that tells whether SegStudio drew the images."""
     if not getattr(dataset, "generated", False):
         return "not generated"
     return "synthetic" if hasattr(dataset, "manifest") else "generated"

@@ -1,4 +1,4 @@
-"""What are skip connections inside the blocks for? The gradient keeps its size in all layers.
+"""Why residual connections? With them, the gradient keeps its size in all layers.
 
     python Examples/skip_connections_ablation.py --quick      # 160 seconds, 2-core computer
     python Examples/skip_connections_ablation.py              # three hours there
@@ -8,19 +8,19 @@ multiplies it by some factor. With a residual connection (the block's input is a
 that factor is near 1. Without one, the factors multiply up:
     with BatchNorm      each is above 1: the gradient explodes towards the first layers
     without BatchNorm   each is far below 1: the gradient vanishes in the deep layers
-BatchNorm decides which of the two it is. It divides by the standard deviation of the feature map,
-which is small at the start, and so enlarges the gradient.
+BatchNorm makes the difference: it divides by the standard deviation of the feature map, which is
+small at the start, and this enlarges the gradient.
 
 The script measures the gradient at the output of each block of four untrained networks: with and
 without residual connections, with and without BatchNorm. Then it trains the four by plain SGD. An
 optimizer that rescales the gradient of each layer, as Adam and Muon do, hides much of the
-difference. The skip connections from the encoder to the decoder stay in all four networks; they
-are why the first two blocks have a gradient in any case.
+difference. All four networks keep the skip connections from the encoder to the decoder, which
+always give the first two blocks a gradient.
 
 Without --quick the network and the recipe are the homework's. --quick trains narrower, dense
-networks with BCE + Dice, because the homework's recipe shows nothing in half a minute. Expected
+networks with BCE + Dice, because the homework's recipe needs more than half a minute. Expected
 mean IoU there: about 0.3 with residual connections and BatchNorm, 0.2 with residual connections
-alone, 0.1 to 0.15 without. One seed is no proof: try --seed.
+alone, 0.1 to 0.15 without. One seed proves nothing: try --seed.
 """
 
 import torch
@@ -83,7 +83,7 @@ def main():
 
 
 def make_segmenter(flags, run_name=None):
-    """An experiment with its data, in a run of its own."""
+    """A SemanticSegmentation with its data and its own run folder."""
     settings = dict(flags.settings)
     if run_name is not None:
         settings["run_name"] = run_name

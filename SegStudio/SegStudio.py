@@ -1,7 +1,7 @@
 """SegStudio: semantic segmentation in one module, in the order of a lecture.
 
-Semantic segmentation assigns a class to every pixel of an image. This module holds what you need
-to learn it by experiment. Read it from top to bottom:
+Semantic segmentation assigns a class to every pixel of an image. This module teaches it by
+experiments. Read it from top to bottom:
 
 SegStudio                              the settings of a run, its device and its folder
   SemanticSegmentation                 an experiment:
@@ -56,22 +56,22 @@ class SegStudio:
     """The settings of a run, the device that it uses and the folder that it writes to.
 
     Every experiment starts by making one. A run writes to one folder, `results_dir`/`run_name`.
-    Keyword arguments that DLStudio has mean what they mean there.
+    DLStudio's keyword arguments keep their meaning.
 
     Args:
         dataroot: folder of the data archives.
         image_size: [H, W] of the images.
         path_saved_model: a file for the trained weights, as in DLStudio: training writes it,
             testing reads it. None: the weights are only in model.pt of the run's folder.
-        momentum, learning_rate, epochs, batch_size: of the training by SGD.
+        momentum, learning_rate, epochs, batch_size: settings of the training by SGD.
         classes: names of the classes, in the order of the output channels.
-        use_gpu: True picks CUDA, else Apple's MPS, else the CPU. False: the CPU.
+        use_gpu: True: use CUDA if it is there, else Apple's MPS, else the CPU. False: the CPU.
         debug_train, debug_test, convo_layers_config: DLStudio's arguments, kept for its scripts.
-        seed: makes a run repeatable: first weights, order of the images, augmentation.
-        num_workers: processes that load data besides the main one.
+        seed: makes a run repeatable: the first weights, the image order, the augmentation.
+        num_workers: extra processes that load data. 0: the main process loads them.
         results_dir: folder of all runs.
         run_name: folder of this run in results_dir; a second run of that name overwrites its
-            files. None: the script's name, with a number where that name is taken.
+            files. None: the script's name, with a number if that name is taken.
         show: open a window for each figure, besides saving it.
 
     Errors: ValueError for positional, unknown or impossible arguments. OSError if results_dir
@@ -140,14 +140,14 @@ class SegStudio:
 
     @property
     def run_dir(self) -> Path:
-        """The folder of this run; it is made when it is first asked for."""
+        """The folder of this run, created at its first use."""
         if self._run_dir is None:
             self._run_dir = make_run_dir(Path(self.results_dir).expanduser(), self.run_name)
         return self._run_dir
 
     def log(self, text: str = "") -> None:
         """Print a line and append it to log.txt in the run's folder."""
-        tqdm.write(text)  # print would tear the progress bar
+        tqdm.write(text)  # print would break the progress bar
         with (self.run_dir / "log.txt").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
@@ -158,7 +158,7 @@ class SegStudio:
         write(self.run_dir / name, lambda part: part.write_text(text, encoding="utf-8"))
 
     def new_figure(self, **options: Any) -> Figure:
-        """A matplotlib figure. It has a window where show=True."""
+        """A matplotlib figure; with show=True it has a window."""
         if self.show:
             import matplotlib.pyplot as plt  # only here: it may start a window system
 
@@ -166,7 +166,7 @@ class SegStudio:
         return Figure(**options)
 
     def save_figure(self, figure: Figure, name: str) -> Path:
-        """Save a figure in the run's folder and, where show=True, open its window."""
+        """Save a figure in the run's folder; with show=True, open its window."""
         path = self.run_dir / name
         self.write_atomically(
             path, lambda part: figure.savefig(part, format="png", bbox_inches="tight")
@@ -181,9 +181,9 @@ class SegStudio:
     def display_tensor_as_image(self, tensor: torch.Tensor, title: str = "") -> None:
         """Save a tensor as a picture in the run's folder; with show=True, open it in a window.
 
-        Integers are values from 0 to 255, floats from 0 to 1; what lies outside is clipped. As in
-        DLStudio, floats that span exactly -1 to 1 are a normalized image and are brought to 0..1,
-        and greyscale tensors are stretched from black (minimum) to white (maximum).
+        Integer tensors hold values from 0 to 255, float tensors from 0 to 1; other values are
+        clipped. As in DLStudio, a float tensor with minimum -1 and maximum 1 counts as a normalized
+        image and is rescaled to 0..1. In greyscale the minimum is black and the maximum is white.
 
         Shape: (3, H, W) colour, (1, H, W) or (H, W) greyscale, on any device.
         Errors: ValueError for another shape.
@@ -217,14 +217,14 @@ class SegStudio:
     class SemanticSegmentation(nn.Module):
         """An experiment in semantic segmentation: data, networks, losses, scores, training.
 
-        A script makes one, gives it a training set and a test set, and calls its training and
+        A script creates one, gives it a training set and a test set, and calls its training and
         testing methods. Students subclass it and override these methods.
 
         Args:
             dl_studio: the settings, a SegStudio.
             max_num_objects: the largest number of objects in an image, 5 in the homework.
             dataserver_train, dataserver_test: the datasets; they can also be set later.
-            dataset_file_train, dataset_file_test: DLStudio's arguments; unused, as there.
+            dataset_file_train, dataset_file_test: DLStudio's arguments; unused, also in DLStudio.
 
         Class Path:   SegStudio  ->  SemanticSegmentation
         """
@@ -259,7 +259,8 @@ class SegStudio:
                 mask_tensor  (5, 64, 64) uint8, one plane per class: plane k holds the class's mask
                              value 50 * (k + 1) where class k is visible, 0 elsewhere
                 bbox_tensor  (5, 5, 4) float32: bbox_tensor[i, k] is box i of class k as [x1, y1,
-                             x2, y2], the first and last column and row; zeros where there is none
+                             x2, y2]: first column, first row, last column, last row; zeros if
+                             there is no such box
 
             The mask values are rectangle 50, triangle 100, disk 150, oval 200 and star 250.
 
@@ -270,17 +271,17 @@ class SegStudio:
                 plane 2, disk     0   0   0   0   0   0 150 150   0
                 planes 0, 3, 4    0   0   0   0   0   0   0   0   0
             The colours are random, so the class can only be recognised by the shape. The hidden
-            part of the disk is not in its mask. doc/masks.md draws this with all five planes.
+            part of the disk is not in its mask. doc/masks.md shows all five planes of an image.
 
-            The data is a file of the course, an archive; `generate` draws archives like it.
+            The course provides the data as one file, an archive; `generate` draws similar archives.
 
             Args:
-                dl_studio: the settings; the file is dataroot/dataset_file, its images 64x64.
+                dl_studio: the settings; the file is dataroot/dataset_file, with images of 64x64.
                 segmenter, train_or_test: DLStudio's arguments, kept as attributes.
                 dataset_file: name of the archive, a gzip of a pickle (Datasets/README.md).
-                num_images: keep only the first so many images. None: all.
+                num_images: use only this many images, the first ones. None: all.
 
-            Errors: FileNotFoundError without the archive, ValueError for a damaged one.
+            Errors: FileNotFoundError if the archive is missing, ValueError if it is damaged.
             Source: DLStudio 2.3.6 (Avinash Kak).
 
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  PurdueShapes5MultiObjectDataset
@@ -299,7 +300,7 @@ class SegStudio:
                 self.image_size = dl_studio.image_size
                 self.segmenter = segmenter
                 self.train_or_test = train_or_test
-                # The cache holds three uint8 arrays; no image is read before it is asked for.
+                # The cache is a file on the disk; __getitem__ reads one image from it.
                 archive = find_archive(dl_studio, dataset_file)
                 self.cache, self.generated = open_archive(archive, num_images)
 
@@ -324,7 +325,7 @@ class SegStudio:
 
             @staticmethod
             def generate(path, num_images: int, seed: int = 0) -> Path:
-                """Draw an archive of shapes like the course's; the same seed draws the same."""
+                """Draw an archive like the course's; the same seed gives the same images."""
                 return generate_archive(path, num_images, seed)
 
             @staticmethod
@@ -336,15 +337,15 @@ class SegStudio:
         class CocoSingleObjectDataset(Dataset):
             """Photos with one object each, from a folder that Datasets/prepare_coco.py wrote.
 
-            The homework's bonus task: one class of thing per photo, one output channel. The core
-            of the preparation is short; pycocotools does the work:
+            The homework's bonus task: one object per photo, one output channel. The core of the
+            preparation is short; pycocotools does the work:
                 coco = COCO("instances_train2017.json")
                 for image_id in coco.getImgIds(catIds=dog_ids):
                     annotations = coco.loadAnns(coco.getAnnIds(image_id))
                     if len(annotations) == 1 and min(annotations[0]["bbox"][2:]) >= 200:
                         mask = 255 * coco.annToMask(annotations[0])  # (H, W) of 0 and 255
             Images and masks are then resized to one size and saved. Datasets/coco_single_object.py
-            has it in full, ready to copy.
+            has the full code, ready to copy.
 
             An item is a dict like that of the shapes, so that the same loop trains on both:
                 image        (3, H, W) float32, 0..255
@@ -357,9 +358,9 @@ class SegStudio:
                 segmenter, train_or_test: as in PurdueShapes5MultiObjectDataset.
                 mask_value: value of the object's pixels, 255 in the homework, or 1. It sets the
                     scale of the loss: the squared error of 255-valued masks is 65,025 times larger.
-                num_images: keep only the first so many images. None: all.
+                num_images: use only this many images, the first ones. None: all.
 
-            Errors: FileNotFoundError and ValueError, each with what to do.
+            Errors: FileNotFoundError and ValueError; the message says what to do.
 
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  CocoSingleObjectDataset
             """
@@ -405,7 +406,7 @@ class SegStudio:
             dls = self.dl_studio
             self.dataserver_train = dataserver_train
             self.dataserver_test = dataserver_test
-            # With a seed the order has a generator of its own: nothing else can disturb it.
+            # With a seed, the order has its own generator: other random numbers do not change it.
             self.order = None if dls.seed is None else torch.Generator().manual_seed(dls.seed)
             settings = {"batch_size": dls.batch_size, "num_workers": dls.num_workers}
             self.train_dataloader = DataLoader(
@@ -413,12 +414,12 @@ class SegStudio:
             )
             self.test_dataloader = DataLoader(dataserver_test, shuffle=False, **settings)
 
-        load_Coco_dataset = load_PurdueShapes5MultiObject_dataset  # the report's name for COCO
+        load_Coco_dataset = load_PurdueShapes5MultiObject_dataset  # the report's name
 
         # ==== §2 NETWORKS ========================================================================
 
         class mUnet(nn.Module):
-            """DLStudio's U-Net: residual blocks, and half of the encoder's channels handed over.
+            """DLStudio's U-Net: residual blocks, and skip connections with half of the channels.
 
             Recognising a shape needs a large receptive field, so the encoder halves the resolution
             three times. That loses the position of edges; skip connections copy half of the
@@ -426,12 +427,13 @@ class SegStudio:
             connections add the input to the output.
 
             Args:
-                skip_connections: with residual connections inside the blocks.
+                skip_connections: DLStudio's name for the residual connections inside the blocks;
+                    False leaves them out.
                 depth: depth // 2 blocks of each kind are made; 16 in the homework.
                 out_channels: C, the number of classes.
-                upsampling: "strided" is DLStudio's: three output pixels in four are the constant
-                    bias of conv_out, whatever the image. "dense": the image reaches every output
-                    pixel. Both have the same parameters and state dict.
+                upsampling: "strided" is DLStudio's: three output pixels in four equal the bias of
+                    conv_out for every image. "dense": every output pixel depends on the image. Both
+                    have the same parameters and state dict.
                 width: channels at high resolution; twice as many at low resolution.
                 input_scale: factor on the pixel values, 1/255 for inputs from 0 to 1.
 
@@ -443,10 +445,10 @@ class SegStudio:
             """
 
             class SkipBlockDN(nn.Module):
-                """A residual block of the encoder: two 3x3 convolutions, and the input added.
+                """A residual block of the encoder: two 3x3 convolutions plus the input.
 
-                The sum gives gradients a path around the convolutions. As in DLStudio, the second
-                convolution is skipped where the number of channels changes.
+                The sum gives gradients a path around the convolutions. As in DLStudio, a block that
+                changes the number of channels does not use its second convolution.
 
                 Shape: (N, in_ch, H, W) -> (N, out_ch, H, W), or (N, out_ch, H/2, W/2) with
                 downsample; out_ch is in_ch or 2 * in_ch.
@@ -574,7 +576,7 @@ class SegStudio:
                         in_ch, out_ch, upsample, skip_connections, upsampling=upsampling
                     )
 
-                # The names hold DLStudio's numbers of channels, 64 and 128, for any width.
+                # The names keep DLStudio's numbers of channels, 64 and 128, for any width.
                 w = width
                 self.pool = nn.MaxPool2d(2)
                 self.conv_in = nn.Conv2d(3, w, 3, padding=1)
@@ -592,8 +594,8 @@ class SegStudio:
                 self.skip128to64UP = up(2 * w, w)
                 self.skip128UP_arr = nn.ModuleList(up(2 * w, 2 * w) for _ in range(self.depth))
                 self.skip128usUP = up(2 * w, 2 * w, upsample=True)
-                # A kernel with stride 2 and dilation 2 only meets even rows and columns: one pixel
-                # in four. With dilation 1 it meets all of them.
+                # A kernel with stride 2 and dilation 2 reaches only even rows and columns: one
+                # pixel in four. With dilation 1 it reaches every pixel.
                 gap = 2 if upsampling == "strided" else 1
                 self.conv_out = nn.ConvTranspose2d(
                     w, out_channels, 3, stride=2, dilation=gap, output_padding=1, padding=gap
@@ -631,7 +633,7 @@ class SegStudio:
                     x = block(x)
                 x = torch.cat((saved3, x[:, self.width :]), dim=1)
                 x = self.bn1UP(x)
-                for block in self.skip128UP_arr[:early]:  # again; the blocks after them are unused
+                for block in self.skip128UP_arr[:early]:  # the same again; the others are unused
                     x = block(x)
                 x = self.skip128to64UP(x)  # (N, 64, 16, 16)
                 for block in self.skip64UP_arr[early:]:
@@ -656,18 +658,18 @@ class SegStudio:
             Skip connections concatenate the encoder's feature maps with the decoder's: they hold
             the exact position of the edges.
 
-            Most of the work is in the encoder, with two convolutions per level: it is harder to
-            tell a small triangle from a small rectangle than to follow an edge. In the decoder, a
-            1x1 convolution reduces the channels before the resolution is doubled, when that costs
-            a quarter. Max-pooling and nearest-neighbour upsampling leave no holes.
+            The encoder has two convolutions per level: telling a small triangle from a small
+            rectangle is harder than following an edge. In the decoder, a 1x1 convolution reduces
+            the channels before the resolution is doubled; after it, the same would cost four times
+            as much. Max-pooling and nearest-neighbour upsampling leave no holes.
 
-            The network scales its input itself, so that no later use can forget it. Train it on
+            The network scales its own input, so scripts do not have to. Train it on
             logits (SegmentationLossBCEDice).
 
             Args:
                 out_channels: C, the number of classes.
                 width: channels at half resolution; they double at each level below.
-                stem: channels at full resolution, where each one is expensive.
+                stem: channels at full resolution, where every channel costs most.
 
             Shape: (N, 3, H, W) of 0..255 -> (N, C, H, W) logits, H and W divisible by 8.
             Errors: ValueError for an input of another shape.
@@ -728,8 +730,8 @@ class SegStudio:
         class SegmentationLossMSE(nn.Module):
             """Mean squared error between output and mask values: the homework's first loss.
 
-            Its gradient grows with the error. That makes the large mask values (up to 250) learn
-            fast, and makes training on 0/255 masks diverge (Examples/coco_exploding_mse.py).
+            Its gradient grows with the error. So classes with large mask values (up to 250) are
+            learned faster, and training can diverge, as on COCO (Examples/coco_exploding_mse.py).
 
             Shape: output and mask (N, C, H, W) -> scalar, 0 to infinity.
             Errors: ValueError if the shapes differ.
@@ -751,9 +753,8 @@ class SegStudio:
         class SegmentationLossMAE(nn.Module):
             """Mean absolute error: every wrong pixel has a gradient of the same size.
 
-            The gradient is the sign of the error, so it cannot explode on 0/255 masks as that of
-            MSE does. The drawback: the best constant answer is the median of the mask, and the
-            median pixel is background.
+            The gradient is the sign of the error, so it cannot explode as that of MSE does. The
+            drawback: the best constant output is the median of the mask, which is background.
 
             Shape: output and mask (N, C, H, W) -> scalar, 0 to infinity.
             Errors: ValueError if the shapes differ.
@@ -775,19 +776,19 @@ class SegStudio:
         class SegmentationLossDice(nn.Module):
             """One minus soft Dice: how far the output p is from overlapping the mask m.
 
-            Dice is a score of two sets, 2 |P and M| / (|P| + |M|): 1 if they agree, 0 if they do
-            not meet. To train with it, sums of products stand in for the sizes of the sets. Three
-            different losses go by this name:
+            Dice is a score of two sets, 2 |P and M| / (|P| + |M|): 1 if they are equal, 0 if they
+            do not overlap. For training, sums of products replace the sizes of the sets. Three
+            different losses have this name:
 
             "squared": 1 - 2 sum(pm) / (sum(pp) + sum(mm) + eps), the homework's handout. From 0
                 (p = m) to 2 (p = -m). On a channel without the class it is 1 and its gradient is
-                zero: false positives there go unpunished.
+                zero: it never removes false positives there.
             "linear": 1 - (2 sum(pm) + s) / (sum(p) + sum(m) + s). For p and m from 0 to 1 only: a
                 perfect match of 250-valued masks gives -249.
             "pixelwise": mean of 1 - (2pm + 1) / (p + m + 1), the report's formula. It measures no
                 overlap, has a pole at p + m = -1 and no lower bound: p = m = 50 gives -48.5.
 
-            The sums run over the pixels of each image and channel; the mean over both comes last.
+            The sums run over the pixels of one image and channel; the loss is the mean over both.
             The report's default was "pixelwise". It diverges within 5 iterations, so the default
             here is "squared".
 
@@ -813,7 +814,7 @@ class SegStudio:
                 if output.shape != mask.shape:
                     raise ValueError(f"output {tuple(output.shape)}, but mask {tuple(mask.shape)}")
                 p = output
-                m = mask.to(p.dtype)  # bytes would overflow in m * m
+                m = mask.to(p.dtype)  # uint8 would overflow in m * m
                 if self.form == "pixelwise":
                     return (1 - (2 * p * m + 1) / (p + m + 1)).mean()
                 overlap = (p * m).sum(dim=(2, 3))  # (N, C)
@@ -826,11 +827,11 @@ class SegStudio:
         class SegmentationLossComb(nn.Module):
             """base + dice_scale * squared Dice: the value of every pixel, and the overlap.
 
-            MSE and MAE weigh every pixel alike, so most of what they teach is background. Dice
-            measures the overlap, whatever the object's size, but says little about the value of a
-            single pixel. The homework adds both, with scales of 200, 300 and 400, because its MSE
-            is in the hundreds and Dice near 1. What trains the network is the gradient of a term,
-            not its value: losses.csv shows both for each term.
+            MSE and MAE give every pixel the same weight, and most pixels are background. Dice
+            measures the overlap, whatever the object's size, but does not fix the value of a single
+            pixel. The homework adds both, with scales of 200, 300 and 400, because its MSE is in
+            the hundreds and Dice near 1. But training depends on the gradient of each term, not on
+            its value: losses.csv shows both.
 
             The report's Dice term is the pixelwise form, which diverges within 5 iterations; here
             it is the squared form.
@@ -858,7 +859,7 @@ class SegStudio:
                 self.name = f"{base.upper()}+{dice_scale:g}*Dice"
 
             def terms(self, output: torch.Tensor, mask: torch.Tensor) -> dict:
-                """The summands of the loss by name."""
+                """The terms of the loss by name."""
                 if output.shape != mask.shape:
                     raise ValueError(f"output {tuple(output.shape)}, but mask {tuple(mask.shape)}")
                 p = output
@@ -876,27 +877,27 @@ class SegStudio:
         class SegmentationLossBCEDice(nn.Module):
             """Binary cross entropy plus linear Dice on probabilities: the usual loss today.
 
-            The output is read as a logit; the sigmoid makes it the probability q that the pixel
-            belongs to the class. Cross entropy looks at each pixel, and its gradient does not
-            vanish where the answer is wrong. Dice looks at the overlap, so that a small star
-            counts as much as a large rectangle. Both are near 1: no scale has to be tuned.
+            The output is a logit; its sigmoid q is the probability that the pixel belongs to the
+            class. Cross entropy measures every pixel, and its gradient does not vanish on wrong
+            pixels. Dice measures the overlap, so a small star counts as much as a large rectangle.
+            Both terms are near 1: no scale has to be tuned.
 
             Formula: BCE(q, m) + dice_scale * mean over classes of
             1 - (2 sum(qm) + s) / (sum(q) + sum(m) + s), sums over all pixels of the batch.
 
-            With batch_dice=False the sums run over each image. If most channels of most images
-            are empty, as in the shapes, that form pulls every output to 0 and training stalls.
+            With batch_dice=False the sums run over one image. If most channels of most images are
+            empty, as in the shapes, this form drives every q to 0 and training stalls.
 
             Shape: output (N, C, H, W) logits, mask (N, C, H, W) of 0 and 1 -> scalar.
-            Errors: ValueError for masks with other values (on a GPU they are not checked: that
-            would make it wait), and if the shapes differ.
+            Errors: ValueError if the shapes differ, and for masks with other values. Masks on a GPU
+            are not checked, because the CPU would have to wait for the GPU.
             Source: Isensee et al., "nnU-Net", Nature Methods 2021.
 
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  SegmentationLossBCEDice
             """
 
             name = "BCE+Dice"
-            logits = True  # training then passes masks of 0 and 1, and a pixel is set at p > 0
+            logits = True  # training then passes masks of 0 and 1; the threshold is 0
 
             def __init__(self, batch_size=None, dice_scale=1.0, smooth=1.0, *, batch_dice=True):
                 super().__init__()
@@ -906,7 +907,7 @@ class SegStudio:
                 self.dims = (0, 2, 3) if batch_dice else (2, 3)
 
             def terms(self, output: torch.Tensor, mask: torch.Tensor) -> dict:
-                """The summands of the loss by name."""
+                """The terms of the loss by name."""
                 if output.shape != mask.shape:
                     raise ValueError(f"output {tuple(output.shape)}, but mask {tuple(mask.shape)}")
                 if mask.is_cpu and mask.numel() and not 0 <= mask.min() <= mask.max() <= 1:
@@ -931,8 +932,8 @@ class SegStudio:
 
             The squared error of the first output channel against each mask plane, summed over the
             planes. It never uses the other output channels, so it cannot teach a network to tell
-            shapes apart: a loss can fall without the task being learned. DLStudio looped over the
-            batch size where the number of planes was meant; here every plane counts.
+            shapes apart: a loss can fall although the network does not learn the task. DLStudio's
+            loop runs over the batch size instead of the planes; here every plane counts.
 
             Shape: output and mask (N, C, H, W) -> scalar.
             Errors: ValueError if the shapes differ.
@@ -956,26 +957,26 @@ class SegStudio:
         class SegmentationScores:
             """IoU, Dice, pixel accuracy and boundary IoU, counted over a whole test set.
 
-            A loss is what training minimizes; a score says how good the masks are, on a scale that
-            all networks share. The counts of all batches are added up and divided once, at the
-            end: a mean over batches would give a nearly empty batch the weight of a full one.
+            Training minimizes a loss. A score measures how good the masks are, on one scale for all
+            networks. The counts of all batches are added up and divided once, at the end: a mean
+            over batches would give a nearly empty batch the weight of a full one.
 
-            For each class, over all pixels of all images, with I the number of pixels set in both
-            prediction and mask, P in the prediction and M in the mask:
+            For each class, over all pixels of all images: I pixels are set in both pred and mask, P
+            pixels in the pred and M pixels in the mask.
                 IoU             I / (P + M - I), the usual score
                 Dice            2I / (P + M) = 2 IoU / (1 + IoU)
                 pixel accuracy  share of pixels where both agree. Most pixels are background, so a
                                 network that predicts nothing has nearly 1.
                 boundary IoU    the IoU of the boundary regions: the pixels of each mask at most d
-                                pixels from its edge. It looks at outlines, and masks full of
+                                pixels from its edge. It measures outlines; masks full of
                                 holes score low.
 
-            The mean is over classes; a class that is neither predicted nor there in any image has
-            no score and is left out. The per-image mean IoU is over all pairs of image and class;
-            a pair without the class in prediction and mask is left out.
+            The mean is over classes. A class that is in no pred and no mask has no score and is not
+            counted. The per-image mean IoU is the mean over all pairs of an image and a class,
+            without the pairs in which the class is neither in the pred nor in the mask.
 
             Shape: update takes pred and mask (N, C, H, W) of True and False. Class k is channel k.
-            With one channel and `category` (N,), the counts of an image go to its category.
+            With one channel and `category` (N,), an image counts for the class of its category.
             Errors: ValueError if the shapes differ.
             Source: Cheng et al., "Boundary IoU", CVPR 2021 (d = 2 % of the image's diagonal).
 
@@ -987,7 +988,7 @@ class SegStudio:
 
             def __init__(self, class_names):
                 self.class_names = tuple(class_names)
-                # Of each class: I, P, M, agreeing pixels, all pixels; I, P, M of the boundary
+                # For each class: I, P, M, agreeing pixels, all pixels; I, P, M of the boundary
                 # regions; sum and number of the IoUs of single images.
                 self.counts = torch.zeros(len(self.class_names), 10, dtype=torch.float64)
                 self.images = 0
@@ -998,14 +999,14 @@ class SegStudio:
                 height, width = mask.shape[2:]
                 d = max(1, round(0.02 * (height**2 + width**2) ** 0.5))
                 unset = (~mask).float()
-                unset = nn.functional.pad(unset, (d, d, d, d), value=1.0)  # outside is no object
+                unset = nn.functional.pad(unset, (d, d, d, d), value=1.0)  # outside is background
                 near_the_edge = nn.functional.max_pool2d(unset, 2 * d + 1, stride=1) > 0
                 return mask & near_the_edge
 
             def update(
                 self, pred: torch.Tensor, mask: torch.Tensor, category: torch.Tensor | None = None
             ) -> torch.Tensor:
-                """Count one batch; returns each image's mean IoU (N,), nan where it has none."""
+                """Count one batch; returns the mean IoU of each image (N,), nan if it has none."""
                 if pred.shape != mask.shape or pred.dim() != 4:
                     raise ValueError(
                         f"scores need pred and mask of one shape (N, C, H, W), not "
@@ -1043,7 +1044,7 @@ class SegStudio:
                 return total
 
             def compute(self) -> dict:
-                """All scores, per class and their means. None: no such pixel in any image."""
+                """All scores: means, and each class. None: the class is in no pred and no mask."""
                 i, p, m, agree, pixels, edge_i, edge_p, edge_m, iou_sum, pairs = self.counts.T
                 iou, dice, accuracy = i / (p + m - i), 2 * i / (p + m), agree / pixels
                 boundary_iou = edge_i / (edge_p + edge_m - edge_i)
@@ -1069,7 +1070,7 @@ class SegStudio:
 
                 def rows(scores):
                     found = scores.compute()
-                    mean = [*found.values()][:4]
+                    mean = [*found.values()][:4]  # the means come first
                     return [[*row.values()] for row in found["classes"].values()] + [mean]
 
                 def cell(value):
@@ -1111,13 +1112,13 @@ class SegStudio:
         # ==== §5 TRAINING ========================================================================
 
         class Muon(torch.optim.Optimizer):
-            """Gradient descent with momentum whose steps change every direction of a layer equally.
+            """Gradient descent with momentum; a step changes all directions of a layer equally.
 
             The gradient of a layer, seen as a matrix, is dominated by a few directions. Muon
             replaces it by the nearest orthogonal matrix, in which all directions have the same
             size. So rare features are learned as fast as frequent ones.
 
-            For the kernels of hidden convolutions. Biases, BatchNorm, the first and the last layer
+            Use it for the kernels of hidden convolutions. Biases, BatchNorm, first and last layer
             need another optimizer: pass both in a list.
                 hidden, rest = Muon.split(net)
                 optimizer = [Muon(hidden, lr=0.03), torch.optim.AdamW(rest, lr=6e-3)]
@@ -1134,7 +1135,7 @@ class SegStudio:
             def split(net: nn.Module) -> tuple[list, list]:
                 """The kernels of the hidden convolutions, and all other parameters of a network.
 
-                A parameter counts as used if it can get a gradient (requires_grad).
+                Parameters with requires_grad=False are left out.
                 """
                 used = [p for p in net.parameters() if p.requires_grad]
                 hidden = [p for p in used if p.ndim == 4][1:-1]  # not the first, not the last layer
@@ -1181,11 +1182,11 @@ class SegStudio:
             clip_grad_norm: float | None = None,
             bf16: bool = False,
         ) -> None:
-            """The epoch loop, the batch loop and the step: all that training is.
+            """The epoch loop, the batch loop and the training step.
 
             Each step moves every weight a little against the gradient of the loss of one batch.
             The recorder does the bookkeeping: it counts the epochs, and after each step it keeps
-            the loss, prints, evaluates, saves, and says when the training is finished.
+            the loss, logs, evaluates, saves and decides whether the training is finished.
             """
             device = self.dl_studio.device
             for _ in recorder.epochs():
@@ -1246,30 +1247,30 @@ class SegStudio:
                 loss_type: "MSE", "MAE", "Dice", "Combined" (MSE + dice_scale * Dice), "MAE+Dice"
                     or "BCEDice".
                 dice_scale: factor on the Dice term of the combined losses.
-                criterion: a loss instead of these names: any module that is called with (output,
-                    mask). One that expects logits and masks of 0 and 1 has `logits = True`.
-                dice_form: of "Dice": "squared", "linear" or "pixelwise".
+                criterion: a loss module of your own, instead of a name; it is called with (output,
+                    mask). If it expects logits and masks of 0 and 1, it has `logits = True`.
+                dice_form: the form of "Dice": "squared", "linear" or "pixelwise".
                 optimizer: a torch optimizer, a list of them (each with its own parameters), or a
                     function that makes one from the parameters, such as
                     functools.partial(torch.optim.AdamW, lr=1e-3). None: SGD, as in the settings.
-                scheduler: a torch scheduler, stepped after each iteration; or a function of the
-                    fraction of training done, 0 to 1, that returns a factor on the learning rate.
+                scheduler: a torch scheduler, stepped after each iteration; or a function from the
+                    fraction of training done (0 to 1) to a factor on the learning rate.
                 augment: a function of a batch (images, masks) that returns a changed batch.
-                clip_grad_norm: scale down gradients with a larger norm than this.
+                clip_grad_norm: the largest norm of a gradient; larger gradients are scaled down.
                 precision: "fp32", "bf16", or "auto": bf16 if the device has it in hardware.
-                channels_last: the memory order that modern CPUs and GPUs convolve faster.
+                channels_last: use the memory order in which convolutions are faster.
                 max_seconds: train for this time (evaluations not counted) instead of epochs.
                 log_every: iterations between two lines of the log, by default 500 as in DLStudio.
-                on_log: called with (history, net) after each of them.
-                evaluate_every: iterations between two evaluations. They do not touch the training.
-                evaluate_on: the Dataset to evaluate on, or the share of the training images that is
-                    kept out of training for it. None: self.dataserver_validation.
+                on_log: a function, called with (history, net) after each line of the log.
+                evaluate_every: iterations between two evaluations. They do not change the training.
+                evaluate_on: the Dataset to evaluate on, or a share of the training images, which is
+                    then left out of training. None: self.dataserver_validation.
                 resume: continue from checkpoint.pt in the run's folder, if there is one.
 
             Returns: TrainingHistory. The weights are in model.pt, and in path_saved_model if set.
 
-            Errors: ValueError for an impossible argument; FloatingPointError when the loss is not
-            finite, with the iteration. No model is saved then.
+            Errors: ValueError for an impossible argument. FloatingPointError, with the iteration,
+            if the loss is not finite; then no model is saved.
 
             Class Path:   SegStudio  ->  SemanticSegmentation
             """
@@ -1286,7 +1287,8 @@ class SegStudio:
             bf16 = use_bf16(precision, dls.device)
             criterion.to(dls.device)
             net.to(dls.device, memory_format=MEMORY_FORMATS[channels_last])
-            if not net.training:  # else layers that are frozen in eval mode stay frozen
+            # train() would also switch layers that a script has frozen in eval mode.
+            if not net.training:
                 net.train()
             optimizer = make_optimizer(optimizer, net, dls)
             recorder = TrainingRecorder(
@@ -1339,9 +1341,9 @@ class SegStudio:
             )
 
         def save_model(self, model: nn.Module) -> None:
-            """Write the weights to model.pt of the run and, where it is set, path_saved_model.
+            """Write the weights to model.pt of the run and, if it is set, to path_saved_model.
 
-            How the output is read (model.output_spec) is saved in the state dict's metadata, where
+            The state dict's metadata holds model.output_spec, which says how to read the output.
             DLStudio and load_state_dict ignore it.
             """
             state = model.state_dict()
@@ -1358,8 +1360,8 @@ class SegStudio:
         def infer(self, net: nn.Module, images: torch.Tensor) -> torch.Tensor:
             """The output (N, C, H, W) of `net` for images (N, 3, H, W), in eval mode.
 
-            In train mode BatchNorm would use the statistics of the images that happen to share a
-            batch, and would change its running averages.
+            In train mode BatchNorm would use the statistics of the batch, so an output would depend
+            on the other images, and it would change the running averages.
             """
             modes = {module: module.training for module in net.modules()}
             net.to(self.dl_studio.device).eval()
@@ -1371,7 +1373,7 @@ class SegStudio:
                     module.training = training
 
         def data_spec(self) -> dict:
-            """How an output is read if only the data at hand says it: class names, mask values."""
+            """How to read an output, as far as the data tells: class names and mask values."""
             loader = loader_at_hand(self)
             dataset = None if loader is None else innermost(loader.dataset)
             names = getattr(dataset, "class_names", self.dl_studio.class_labels)
@@ -1383,16 +1385,16 @@ class SegStudio:
             }
 
         def output_spec_of(self, net: nn.Module) -> dict:
-            """How the output of `net` is read: as its training noted, else as the data says."""
+            """How to read the output of `net`: its output_spec from training, else data_spec()."""
             return getattr(net, "output_spec", None) or self.data_spec()
 
         def binarize(
             self, net: nn.Module, output: torch.Tensor, spec: dict | None = None
         ) -> torch.Tensor:
-            """The pred of an output (N, C, H, W): is a value nearer to the mask value than to 0?
+            """The pred of an output (N, C, H, W): True where it is above the threshold.
 
-            A logit is compared with 0: a probability of one half. `spec` is output_spec_of(net),
-            for a caller that has it at hand.
+            The threshold is half the mask value; for logits it is 0, a probability of one half. A
+            caller that has output_spec_of(net) already can pass it as `spec`.
             """
             spec = spec or self.output_spec_of(net)
             values = torch.tensor(spec["mask_values"], device=output.device)
@@ -1416,13 +1418,13 @@ class SegStudio:
             """Score `net` on every image of a loader, by default the test images.
 
             on_batch(number, batch, output, pred, ious) is called for each batch, with the output
-            and pred (N, C, H, W) and the mean IoU of each image (N,). Nothing that training depends
-            on changes: weights, modes of the layers and random numbers stay as they were.
+            and pred (N, C, H, W) and the mean IoU of each image (N,). Scoring does not change the
+            training: weights, modes of the layers and random numbers stay as they were.
             """
             dataloader = self.test_dataloader if dataloader is None else dataloader
             spec = self.output_spec_of(net)
             class_names = spec["class_names"]
-            if len(spec["mask_values"]) == 1:  # one channel for all: the data knows the classes
+            if len(spec["mask_values"]) == 1:  # one channel: the data has the classes
                 class_names = getattr(innermost(dataloader.dataset), "class_names", class_names)
             scores = self.SegmentationScores(class_names)
             with random_numbers_kept():
@@ -1438,10 +1440,10 @@ class SegStudio:
             return scores
 
         def score_baselines(self) -> dict:
-            """{name: scores} of two answers that ignore the image; a network should beat both.
+            """{name: scores} of two baselines that ignore the image; a network should beat both.
 
-            "all foreground" sets every pixel; "mean training mask" sets those that are set in more
-            than half of the training masks.
+            "all foreground" sets every pixel; "mean training mask" sets the pixels that are set in
+            more than half of the training masks.
             """
             total, count = 0.0, 0
             with random_numbers_kept():
@@ -1461,7 +1463,7 @@ class SegStudio:
             baselines: Mapping | None = None,
             show_every: int = 50,
         ):
-            """Load the saved weights, score every test image, and draw what the network does.
+            """Load the saved weights, score every test image, and draw predictions.
 
             Prints the score table. Writes metrics.json, a picture of every `show_every`-th test
             batch as in DLStudio, and a picture of the four images with the lowest mean IoU.
@@ -1537,10 +1539,10 @@ class SegStudio:
             return net
 
         def load_run(self, run) -> nn.Module:
-            """The trained network of a run's folder: settings.json says which one it is.
+            """The trained network of a run's folder, built as settings.json says.
 
-            Errors: FileNotFoundError and ValueError for a folder that is not a finished run, or of
-            a network that is not in this package.
+            Errors: FileNotFoundError for a folder that is not a finished run; ValueError for a
+            damaged run or a network that is not in this package.
             """
             run = Path(run).expanduser()
             network, arguments = read_network_settings(run)
@@ -1579,7 +1581,7 @@ class SegStudio:
             for row, box_row in enumerate(boxes.reshape(n, -1, 4).long().tolist()):
                 for x1, y1, x2, y2 in box_row:
                     if x1 == x2 and y1 == y2:
-                        continue  # bbox_tensor is filled up with zeros
+                        continue  # zeros: there is no box
                     for plane in (brightest[row, 0], images[row, 0]):
                         plane[y1:y2, x1] = 255
                         plane[y1:y2, x2] = 255
@@ -1695,7 +1697,7 @@ class SegStudio:
             return self.dl_studio.save_figure(figure, name)
 
         def save_worst_figure(self, worst: list) -> Path:
-            """The test images with the lowest mean IoU: what the network does not know yet."""
+            """The test images with the lowest mean IoU, with their true and predicted masks."""
             ious, image_numbers, items, preds = zip(*worst, strict=True)
             batch = {
                 key: torch.stack([item[key] for item in items]) for key in ("image", "mask_tensor")
@@ -1734,11 +1736,11 @@ class SegStudio:
         def probe_output_coverage(
             net: nn.Module, image_size: Sequence[int], *, in_channels: int = 3, probes: int = 8
         ) -> tuple:
-            """Which output pixels can depend on the input at all?
+            """Find the output pixels that depend on the input.
 
             Feeds random images to any segmentation network in eval mode and marks the output
-            pixels that ever change. A pixel that never changes is a constant of the network: no
-            loss and no training can make it right. In DLStudio's mUnet, three in four never do.
+            pixels that change. A pixel that never changes is a constant of the network: no loss and
+            no training can correct it. In DLStudio's mUnet these are three pixels in four.
 
             Shape: image_size (H, W); the map is (H', W') of the network's output.
             Returns: a named tuple: fraction (float), map (bool tensor), picture (uint8 tensor
@@ -1774,8 +1776,9 @@ class SegStudio:
         ) -> None:
             """Load the first `train_images` and `test_images`; draw archives that are missing.
 
-            Validation images are extra ones, always drawn: scores during training come from them,
-            so that all training images train and the test images are kept for the last number.
+            Validation images are extra images that SegStudio always draws. The scores during
+            training use them: so training can use all training images, and only the final score
+            uses the test images.
             """
             prepare_results_dir(self.dl_studio)
             train = load_shapes_archive(self, "train", train_images, sizes=(2000, 10000))
@@ -1852,7 +1855,7 @@ class SegStudio:
         epochs_help = f"default {full[1]}, with --quick {quick[1]}"
         if full[1] is None:
             epochs_help = "not for this example: it trains for a time"
-        add("--quick", action="store_true", help="a small run, to see all of it work")
+        add("--quick", action="store_true", help="a short run that shows every step")
         add("--epochs", type=positive, metavar="N", help=epochs_help)
         images_help = f"train on the first N; default {full[0]}, with --quick {quick[0]}"
         add("--train-images", type=positive, metavar="N", help=images_help)
@@ -1895,7 +1898,7 @@ class SegStudio:
 
 
 # ==== §8 BACKSTAGE ===============================================================================
-# What the lecture needs and does not teach: reading and caching archives, drawing shapes, the
+# Code that the lecture needs but does not teach: reading and caching archives, drawing shapes, the
 # record of a training, the flags of the examples.
 
 import argparse
@@ -1917,7 +1920,7 @@ from collections import defaultdict
 import platformdirs
 import skimage.draw
 
-STARTED = time.perf_counter()  # of the script, nearly: --quick counts from here
+STARTED = time.perf_counter()  # the time limit of --quick counts from here
 
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -1964,7 +1967,7 @@ def check_settings(dls):
 
 
 def make_run_dir(results, run_name):
-    """Make the folder of a run: of this name, or named after the script, with a free number."""
+    """Make the folder of a run: run_name, or the script's name with a number if it is taken."""
     script = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
     stem = script if re.fullmatch(r"[\w-]+", script) else "session"
     numbered = (f"{stem}-{number}" for number in itertools.count(2))
@@ -1981,18 +1984,18 @@ def make_run_dir(results, run_name):
     except OSError as error:
         raise OSError(
             f"the run cannot be written to {folder.absolute()} ({error.strerror}): give another "
-            f"results_dir (--results-dir), or free that one"
+            f"results_dir (--results-dir), or make that one writable"
         ) from None
 
 
 def prepare_results_dir(dls):
-    """OSError if the run could not be written; asked before data is drawn, and makes no folder."""
+    """OSError if the run cannot be written. Checked before data is drawn; makes no folder."""
     folder = Path(dls.results_dir).expanduser().absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise OSError(
             f"the run cannot be written to {folder}: give another results_dir (--results-dir), "
-            f"or free that one"
+            f"or make that one writable"
         )
 
 
@@ -2014,10 +2017,10 @@ def write_atomically(path, write):
 
 
 def seconds_for_training(limit, trainings_left=1, reserve=15):
-    """The seconds that the next of some trainings may take, so that a script meets its limit.
+    """The seconds that the next training may take, so that the script keeps its time limit.
 
-    The clock started when this module was imported. `reserve` seconds are kept for what follows
-    each training: scores and figures. None: no limit.
+    The clock started when this module was imported. `reserve` seconds per training are kept for
+    scores and figures. None: no limit.
     """
     if limit is None:
         return None
@@ -2086,10 +2089,10 @@ def open_cache(folder, name, num_images, read_records):
     """The ImageCache `name`, in `folder` or else in the user's cache folder.
 
     The name holds a hash of the content that the cache was made from, so a cache never belongs to
-    other data. Where there is none, or an incomplete one, it is made from read_records(): their
-    number, their record type and the records one by one.
+    other data. If there is no complete cache, it is made from read_records(), which returns the
+    number of records, their type and an iterator over them.
     """
-    # Two folders with data of one name have caches of their own.
+    # Data with the same name in two folders gets two caches.
     place = hashlib.sha256(bytes(folder.resolve())).hexdigest()[:16]
     places = [folder / name, Path(platformdirs.user_cache_dir("segstudio")) / place / name]
     for path in places:
@@ -2100,9 +2103,7 @@ def open_cache(folder, name, num_images, read_records):
         number, record_type, records = read_records()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(
-                path, functools.partial(write_records, number, record_type, records)
-            )
+            write_atomically(path, functools.partial(write_records, number, record_type, records))
         except OSError as error:
             problem = error
             continue
@@ -2138,8 +2139,8 @@ SHAPES = ImageCache.record_type(classes=5, height=64, width=64, boxes=5)
 class NumberType:
     """Stands in for numpy.dtype while an archive is read: the type of an array of numbers.
 
-    numpy.dtype itself would also make "Python objects" out of the bytes of an archive: pointers
-    that a hostile archive chooses.
+    numpy.dtype also has the type "Python object", whose bytes are pointers. A hostile archive could
+    choose these pointers.
     """
 
     def __init__(self, name, *_):
@@ -2174,7 +2175,7 @@ class ArchiveUnpickler(pickle.Unpickler):
     """Reads a pickle of containers, numbers, strings and arrays of numbers, and nothing else.
 
     A pickle is a program, and loading it runs it: one line of it could delete your files. This
-    reader refuses by name every function that such data does not need. A hostile archive can still
+    reader refuses every function that such data does not need. A hostile archive can still
     use up memory or time; it cannot run code.
     """
 
@@ -2183,7 +2184,7 @@ class ArchiveUnpickler(pickle.Unpickler):
         "_frombuffer": array_from_buffer,
         "scalar": make_scalar,
         "ndarray": None,  # only named, as an argument of _reconstruct
-        "dtype": lambda *args: NumberType(*args),  # a function: a pickle could change a class
+        "dtype": lambda *args: NumberType(*args),  # not the class: a pickle could change it
         "encode": lambda text, encoding: text.encode("latin1"),  # bytes in protocol 2
         **{kind.__name__: kind for kind in (bytes, bytearray, set, frozenset, list, dict, tuple)},
     }
@@ -2198,7 +2199,7 @@ class ArchiveUnpickler(pickle.Unpickler):
 
 def find_archive(dl_studio, dataset_file):
     """The path of an archive of shapes, dataroot/dataset_file, of images of 64x64."""
-    # DLStudio joins both as text, so that a dataroot may also be the start of the file's name.
+    # DLStudio joins both as text, so dataroot may end with the beginning of the file name.
     root = Path(dl_studio.dataroot).expanduser()
     archive = root / dataset_file
     joined = Path(f"{root}{dataset_file}")
@@ -2207,7 +2208,7 @@ def find_archive(dl_studio, dataset_file):
     if not archive.is_file():
         raise FileNotFoundError(
             f"{archive} is not there: take it from datasets_for_DLStudio.tar.gz of Avinash Kak's "
-            f"page (https://engineering.purdue.edu/kak/distDLS), or draw such images by "
+            f"page (https://engineering.purdue.edu/kak/distDLS), or draw such images with "
             f"python Datasets/make_purdue_shapes.py --out '{archive}' (in a script: "
             f"PurdueShapes5MultiObjectDataset.generate)"
         )
@@ -2250,7 +2251,7 @@ def read_archive(archive, data):
     except Exception as error:  # a damaged pickle can fail in any way
         raise ValueError(
             f"{archive} is not a complete gzip of a pickle of [dataset, label_map] "
-            f"({type(error).__name__}: {error}): get it again"
+            f"({type(error).__name__}: {error}): download it again"
         ) from error
 
     def records():
@@ -2264,7 +2265,7 @@ def read_archive(archive, data):
 
 
 def pack_item(item):
-    """An item [R, G, B, mask_array, bbox_map] as a record; ValueError if it is none."""
+    """An item [R, G, B, mask_array, bbox_map] as a record; ValueError if it is not valid."""
     if not isinstance(item, (list, tuple)) or len(item) != 5:
         raise ValueError("it is not a list [R, G, B, mask_array, bbox_map]")
     *channels, mask, box_map = item
@@ -2287,7 +2288,7 @@ def pack_item(item):
         if boxes.ndim != 2 or len(boxes) > 5 or boxes.shape[1] != 4:
             raise ValueError(f"bbox_map[{key}] is not up to 5 boxes of 4 numbers")
         if not np.isin(boxes, range(64)).all():
-            raise ValueError(f"bbox_map[{key}] has a corner that is no pixel")
+            raise ValueError(f"bbox_map[{key}] has a corner that is not a pixel")
         k = key if key in range(5) else values.index(key)
         record["box"][: len(boxes), k] = boxes
     return record
@@ -2398,8 +2399,8 @@ def generate_archive(path, num_images, seed=0):
     def write(part):
         with (
             part.open("wb") as file,
-            # The name in the header tells what the archive is (gzip -lN); no time, so that the
-            # same seed gives the same bytes.
+            # The header has a name, which marks the archive as generated (gzip -lN). It has no
+            # time: the same seed gives the same bytes.
             gzip.GzipFile(GENERATED, "wb", 1, file, mtime=0) as packed,
         ):
             pickle.dump([items, LABEL_MAP], packed, protocol=3)
@@ -2414,9 +2415,9 @@ def draw_shapes(seed, index):
     than half of another one, or leaves less than 6 pixels of its width or height visible, is drawn
     again elsewhere. Mask and boxes are of the visible pixels.
 
-    The shapes of five images are dealt from one set of 15: the images have 1, 2, 3, 4 and 5 shapes,
-    and each class is there three times, small, medium and large. So sets of a few hundred images
-    have nearly the same mean of mask**2, and their losses can be compared.
+    Five images share one set of 15 shapes: they have 1, 2, 3, 4 and 5 shapes, and each class occurs
+    three times, small, medium and large. So sets of a few hundred images have nearly the same mean
+    of mask**2, and their losses can be compared.
     """
     deal = np.random.default_rng([seed, 0, index // 5])
     ends = np.cumsum(deal.permutation(5) + 1)
@@ -2475,7 +2476,7 @@ def shape_pixels(shape, size_class, rng):
         angles = np.array([diagonal, np.pi - diagonal, np.pi + diagonal, -diagonal])
     elif shape == 1:
         angles = np.arange(3) * 2 * np.pi / 3 + rng.uniform(-0.3, 0.3, 3)
-    else:  # the corners of a star are far out and near in turn
+    else:  # every second corner of a star is near its centre
         angles = np.arange(10) * np.pi / 5
         reach = np.tile([1, 0.45], 5)
     rows = row + radius * reach * np.sin(angles + turn)
@@ -2489,7 +2490,7 @@ PREPARED = "SegStudio COCO, one object per image, 1"
 
 
 def read_manifest(folder, split, image_size):
-    """The manifest.json of a prepared folder, checked: it says what every image shows."""
+    """The checked manifest.json of a prepared folder: a list of its images and their classes."""
     file = folder / "manifest.json"
     if not file.is_file():
         raise FileNotFoundError(
@@ -2581,7 +2582,7 @@ def innermost(dataset):
 
 
 def loader_at_hand(segmenter):
-    """A loader of the training images; of the test images only where there are no others."""
+    """A loader of the training images or, if there are none, of the test images."""
     given = (
         segmenter.train_dataloader,
         segmenter.dataserver_train,
@@ -2622,7 +2623,7 @@ def expects_logits(criterion):
 
 @contextlib.contextmanager
 def random_numbers_kept():
-    """Afterwards torch, numpy and random go on as if no random number had been drawn inside."""
+    """Restore the random states of torch, numpy and random after the block."""
     state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[]):
@@ -2633,7 +2634,7 @@ def random_numbers_kept():
 
 
 def read_state_dict(path, net, device):
-    """The state dict in a file, checked to be one of this network."""
+    """The state dict in a file; ValueError if it is not one of this network."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         mine = {name: tuple(value.shape) for name, value in net.state_dict().items()}
@@ -2706,7 +2707,7 @@ def evaluation_split(segmenter, evaluate_on):
 
 
 def hold_out(loader, share):
-    """(a loader like `loader` without a fixed part of its images, these images)."""
+    """(a loader like `loader` without a fixed part of its images, a Dataset of that part)."""
     sampler = loader.sampler
     shuffles = type(sampler) is torch.utils.data.RandomSampler
     if shuffles:  # as DataLoader(shuffle=True) makes one
@@ -2726,10 +2727,10 @@ def hold_out(loader, share):
     number = round(total * share)
     if not 0 < number < total:
         raise ValueError(
-            f"evaluate_on={share} of {total} training images leaves none on one side: give more "
+            f"evaluate_on={share} of {total} training images leaves one part empty: give more "
             f"images or another share"
         )
-    # Not drawn from the seed: every run of a comparison holds out the same images.
+    # The seed does not matter: all runs of a comparison hold out the same images.
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).tolist()
     kept, held_out = sorted(order[number:]), sorted(order[:number])
     training = DataLoader(
@@ -2773,7 +2774,7 @@ class Optimizers:
 
 
 def make_optimizer(optimizer, net, dls):
-    """The optimizer of a training, from what the user gave."""
+    """The optimizer of a training: the one that is given, or else SGD."""
     if optimizer is None:
         return torch.optim.SGD(net.parameters(), lr=dls.learning_rate, momentum=dls.momentum)
     if isinstance(optimizer, (list, tuple)):
@@ -2811,7 +2812,7 @@ def make_scheduler(scheduler, optimizer, recorder):
 
 
 class TrainingHistory:
-    """What training records: one row for each interval, with losses, seconds and scores.
+    """The record of a training: one row for each interval, with losses, seconds and scores.
 
     A row is a dict with epoch, iteration (counted over all epochs), seconds (of training, without
     evaluations), loss (mean over the interval) and learning_rate. A loss of several terms adds the
@@ -2835,7 +2836,7 @@ class TrainingHistory:
         return [(row["iteration"], row[name]) for row in self.rows if name in row]
 
     def add(self, **values):
-        """Add values to the row of this iteration, or begin it."""
+        """Add values to the row of this iteration; make that row if there is none."""
         if not self.rows or self.rows[-1]["iteration"] != self.iterations:
             self.rows.append({"iteration": self.iterations, "seconds": round(self.seconds, 3)})
         self.rows[-1].update(values)
@@ -2886,12 +2887,12 @@ class TrainingRecorder:
         self.on_log = on_log
         self.evaluate_every = evaluate_every
         self.evaluate = evaluate
-        self.order = order  # the generator of the order of the images, if it is ours
+        self.order = order  # the generator of the image order, if SegStudio made it
         self.seed = dl_studio.seed
         self.scheduler = None
         self.history = TrainingHistory(getattr(criterion, "name", type(criterion).__name__))
         self.epochs_done = 0
-        self.first = 0  # iterations before this process took over
+        self.first = 0  # iterations done before resuming
         self.iterations = None if max_seconds else dl_studio.epochs * len(loader)
         self.losses = torch.zeros(log_every, device=dl_studio.device)
         self.terms = defaultdict(float)
@@ -2908,7 +2909,7 @@ class TrainingRecorder:
             unit="iteration", leave=False,
         ) as self.bar:  # fmt: skip
             while not self.finished:
-                if self.order is not None:  # each epoch has an order of its own, resumed or not
+                if self.order is not None:  # an epoch has the same order, resumed or not
                     self.order.manual_seed(1_000_003 * self.seed + self.epochs_done)
                 yield self.epochs_done + 1
                 if self.count:
@@ -2918,7 +2919,7 @@ class TrainingRecorder:
                     self.save_checkpoint()
 
     def after_step(self, loss, output, masks):
-        """Record one step: its loss, and every so often a line of the log or an evaluation."""
+        """Record the loss of one step; log and evaluate at the set intervals."""
         self.losses[self.count] = loss.detach()
         self.count += 1
         self.history.iterations += 1
@@ -2927,7 +2928,7 @@ class TrainingRecorder:
         for name, value in getattr(self.criterion, "latest_terms", {}).items():
             self.terms[name] += value.detach()
         self.bar.update()
-        # Reading a value makes the CPU wait for a GPU, so a GPU is read only now and then.
+        # Reading a value makes the CPU wait for the GPU, so this happens every 50 steps there.
         if self.losses.is_cpu or self.count % 50 == 1:
             self.stop_unless_finite()
             self.bar.set_postfix(loss=f"{self.losses[self.count - 1]:.4g}", refresh=False)
@@ -2954,17 +2955,17 @@ class TrainingRecorder:
     # ---- the beginning and the end ----
 
     def begin(self, scheduler, facts, resume):
-        """Load the checkpoint if asked to, write settings.json, and say what begins."""
+        """Load the checkpoint if resume is True, write settings.json, and log the start."""
         self.scheduler = scheduler
         if resume:
             self.load_checkpoint()
-        if not (self.dl_studio.run_dir / "model.pt").exists():  # else they describe that model
+        if not (self.dl_studio.run_dir / "model.pt").exists():  # else keep that model's
             self.dl_studio.write_json("settings.json", facts)
         device = facts["machine"]["device"]
         self.dl_studio.log(f"Training on {device} with the {self.history.loss_name} loss")
 
     def end(self, facts):
-        """After the model was saved: its settings take effect, the checkpoint has done its work."""
+        """Call after the model is saved: write its settings.json and delete the checkpoint."""
         self.dl_studio.log("\nFinished Training\n")
         self.dl_studio.write_json("settings.json", facts)
         (self.dl_studio.run_dir / "checkpoint.pt").unlink(missing_ok=True)
@@ -2996,7 +2997,7 @@ class TrainingRecorder:
                 self.on_log(self.history, self.net)
 
     def gradient_norms(self):
-        """{term: norm of its gradient at the output} of the last batch: which term trains?"""
+        """{term: norm of its gradient at the output}, for the last batch."""
         if not hasattr(self.criterion, "terms"):
             return {}
         output = self.output.float().requires_grad_()
@@ -3022,10 +3023,10 @@ class TrainingRecorder:
         )
 
     def estimate_time(self):
-        """Say how long the training takes, measured on ten iterations after the first three."""
+        """Log how long the training takes, measured on ten iterations after the first three."""
         done_here = self.history.iterations - self.first
         if done_here == 3:
-            self.third = self.history.seconds  # the first ones also pay for caches
+            self.third = self.history.seconds  # the first iterations are slower
         if done_here == 13 and self.iterations is not None:
             each = (self.history.seconds - self.third) / 10
             left = (self.iterations - self.history.iterations) * each
@@ -3047,12 +3048,12 @@ class TrainingRecorder:
         self.dl_studio.write_atomically(path, self.history.write_csv)
 
     def parts(self):
-        """What has a state that a resumed training needs."""
+        """The objects whose state a resumed training needs."""
         parts = {"net": self.net, "optimizer": self.optimizer, "scheduler": self.scheduler}
         return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
 
     def save_checkpoint(self):
-        """Write checkpoint.pt: all that continues the training as if it had not stopped."""
+        """Write checkpoint.pt: everything that a resumed training needs."""
         state = {name: part.state_dict() for name, part in self.parts().items()}
         state["epochs_done"] = self.epochs_done
         state["seed"] = self.seed
@@ -3086,7 +3087,7 @@ class TrainingRecorder:
 
 
 def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16):
-    """The content of settings.json: what is needed to know, or to repeat, what a run did."""
+    """The content of settings.json: everything needed to repeat a run."""
     net, loader = recorder.net, recorder.loader
     options = {
         "scheduler": scheduler.function if isinstance(scheduler, FractionSchedule) else scheduler,
@@ -3141,7 +3142,7 @@ def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
 
 
 def data_source(dataset):
-    """Where images come from, in words: drawn ones are called so."""
+    """Where the images come from, as text; it says so if SegStudio drew them."""
     if hasattr(dataset, "manifest"):
         return dataset.manifest.get("description") or "prepared COCO images"
     if getattr(dataset, "generated", False):

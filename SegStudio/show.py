@@ -1,4 +1,4 @@
-"""Prints a class of the module as a file that runs: its imports, its helpers, the class itself."""
+"""Prints a class of the module as a file that runs: its imports, its helpers and the class."""
 
 import ast
 import difflib
@@ -12,9 +12,9 @@ from SegStudio.SegStudio import __file__ as MODULE_FILE
 
 
 def show_class(name: str) -> str:
-    """The source of a file with the class `name`, at the left margin, and all that it names.
+    """The text of a file with the class `name` at the left margin and everything that it uses.
 
-    Errors: ValueError for a name that the module does not have, with the nearest one.
+    Errors: ValueError for an unknown name; the message suggests the nearest one.
     """
     module = Module(Path(MODULE_FILE).read_text(encoding="utf-8"))
     cls = find_class(name)
@@ -42,7 +42,7 @@ def find_class(name):
 
 
 class Module:
-    """The module's text, taken apart into imports and top-level definitions by name."""
+    """The module's text, split into imports and top-level definitions by name."""
 
     def __init__(self, source):
         self.source = source
@@ -69,7 +69,7 @@ class Module:
         return "\n".join(self.source.splitlines()[first - 1 : node.end_lineno])
 
     def names_needed(self, text):
-        """The names of the module that a text uses, and those that they use in turn."""
+        """The module's names that a text uses, and the names that their definitions use."""
         found, to_read = set(), [text]
         while to_read:
             for name in global_names(to_read.pop()) - found:
@@ -92,7 +92,7 @@ class Module:
 
 
 def global_names(text):
-    """The names that a text refers to in any of its scopes and does not define in them."""
+    """The names that a text uses in any scope but does not define there."""
     scopes, found = [symtable.symtable(text, "copied", "exec")], set()
     while scopes:
         scope = scopes.pop()
