@@ -2,7 +2,7 @@
 
     pip install '.[bench]' && python tests/benchmarks/bench_data.py
 
-Both read the same archive of 10,000 drawn images (the course's own format, with lists) in a temporary
+Both read the same archive of 10,000 drawn images (with lists, as in the course) in a temporary
 folder, in turns, each time in a process of its own. Takes some minutes and 4 GB of memory.
 """
 
@@ -34,7 +34,7 @@ NAMES = {
 
 
 def hold_lists(archive):
-    """Write an archive again with R, G and B as lists of ints, as the course's archives have them."""
+    """Write an archive again with R, G and B as lists of ints, as in the course."""
     with gzip.open(archive) as file:
         items, label_map = pickle.load(file)
     for item in items.values():
