@@ -1363,14 +1363,9 @@ class SegStudio:
             In train mode BatchNorm would use the statistics of the batch, so an output would depend
             on the other images, and it would change the running averages.
             """
-            modes = {module: module.training for module in net.modules()}
-            net.to(self.dl_studio.device).eval()
-            try:
-                with torch.no_grad():
-                    return net(images.to(self.dl_studio.device)).float()
-            finally:
-                for module, training in modes.items():  # a frozen layer stays frozen
-                    module.training = training
+            net.to(self.dl_studio.device)
+            with eval_mode(net), torch.no_grad():
+                return net(images.to(self.dl_studio.device)).float()
 
         def data_spec(self) -> dict:
             """How to read an output, as far as the data tells: class names and mask values."""
@@ -1746,21 +1741,15 @@ class SegStudio:
             Returns: a named tuple: fraction (float), map (bool tensor), picture (uint8 tensor
             (3, 8H', 8W'): pixels that change in blue, constant ones in orange).
             """
-            modes = {module: module.training for module in net.modules()}
             device = next((p.device for p in net.parameters()), torch.device("cpu"))
             generator = torch.Generator().manual_seed(0)
-            net.eval()
-            try:
-                with torch.no_grad():
-                    outputs = []
-                    for _ in range(probes):
-                        image = torch.rand(1, in_channels, *image_size, generator=generator) * 255
-                        output = net(image.to(device))
-                        output = output["out"] if isinstance(output, Mapping) else output
-                        outputs.append(output[0].cpu())
-            finally:
-                for module, training in modes.items():
-                    module.training = training
+            outputs = []
+            with eval_mode(net), torch.no_grad():
+                for _ in range(probes):
+                    image = torch.rand(1, in_channels, *image_size, generator=generator) * 255
+                    output = net(image.to(device))
+                    output = output["out"] if isinstance(output, Mapping) else output
+                    outputs.append(output[0].cpu())
             outputs = torch.stack(outputs)  # (probes, C, H', W')
             reached = (outputs != outputs[0]).any(dim=0).any(dim=0)  # (H', W')
             colors = torch.stack([rgb(SegStudio.PALETTE[1]), rgb(SegStudio.PALETTE[0])])
@@ -2028,6 +2017,21 @@ def seconds_for_training(limit, trainings_left=1, reserve=15):
     return max(5.0, left / trainings_left)
 
 
+@contextlib.contextmanager
+def eval_mode(net):
+    """Inside, `net` is in eval mode; afterwards every layer has its own mode again.
+
+    net.train() would not do: it would also switch layers that a script has frozen in eval mode.
+    """
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def rgb(color):
     """A colour "#rrggbb" as a tensor of three bytes."""
     return torch.tensor(list(bytes.fromhex(color[1:])), dtype=torch.uint8)
@@ -2085,20 +2089,22 @@ class MemoryCache(ImageCache):
         return type(self), (self.records,)
 
 
-def open_cache(folder, name, num_images, read_records):
-    """The ImageCache `name`, in `folder` or else in the user's cache folder.
+def open_cache(source, content, num_images, read_records):
+    """The ImageCache of the data at the path `source`, beside it or in the user's cache folder.
 
-    The name holds a hash of the content that the cache was made from, so a cache never belongs to
-    other data. If there is no complete cache, it is made from read_records(), which returns the
-    number of records, their type and an iterator over them.
+    The file's name holds a hash of `content`, bytes that change with the data, so a cache never
+    belongs to other data. If there is no complete cache, it is made from read_records(), which
+    returns the number of records, their type and an iterator over them.
     """
+    folder = source.parent
+    name = f"{source.name}.v3-{short_hash(content)}.cache.npy"
     # Data with the same name in two folders gets two caches.
-    place = hashlib.sha256(bytes(folder.resolve())).hexdigest()[:16]
-    places = [folder / name, Path(platformdirs.user_cache_dir("segstudio")) / place / name]
+    user_folder = Path(platformdirs.user_cache_dir("segstudio"))
+    places = [folder / name, user_folder / short_hash(bytes(folder.resolve())) / name]
     for path in places:
         with contextlib.suppress(OSError, ValueError, EOFError):
             return ImageCache(path, num_images)
-    print(f"First use of {folder / name.split('.v3-')[0]}: writing a cache file ...")
+    print(f"First use of {source}: writing a cache file ...")
     for path in places:
         number, record_type, records = read_records()
         try:
@@ -2107,16 +2113,20 @@ def open_cache(folder, name, num_images, read_records):
         except OSError as error:
             problem = error
             continue
-        for old in path.parent.glob(f"{glob.escape(name.split('.v3-')[0])}.v*.cache.npy"):
+        for old in path.parent.glob(f"{glob.escape(source.name)}.v*.cache.npy"):
             if old != path:
                 with contextlib.suppress(OSError):
                     old.unlink()
         return ImageCache(path, num_images)
     size = number * record_type.itemsize / 1e6
     raise OSError(
-        f"the cache of {folder / name.split('.v3-')[0]} cannot be written ({problem}): make room "
-        f"for {size:.0f} MB beside it, or set XDG_CACHE_HOME to a folder with room"
+        f"the cache of {source} cannot be written ({problem}): make room for {size:.0f} MB "
+        f"beside it, or set XDG_CACHE_HOME to a folder with room"
     )
+
+
+def short_hash(content):
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def write_records(number, record_type, records, path):
@@ -2221,10 +2231,9 @@ def open_archive(archive, num_images=None):
     """(the ImageCache of an archive of shapes, whether SegStudio drew it)."""
     data = archive.read_bytes()
     generated = GENERATED.encode() in data[:64]  # the file name in the header of the gzip
-    name = f"{archive.name}.v3-{hashlib.sha256(data).hexdigest()[:16]}.cache.npy"
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images is {num_images}; it must be 1 or more")
-    cache = open_cache(archive.parent, name, num_images, lambda: read_archive(archive, data))
+    cache = open_cache(archive, data, num_images, lambda: read_archive(archive, data))
     if num_images is not None and len(cache) < num_images:
         raise ValueError(f"num_images is {num_images}, but {archive} has {len(cache)}")
     return cache, generated
@@ -2553,9 +2562,8 @@ def open_prepared_folder(folder, manifest, num_images):
             record["category"] = options["classes"].index(sample["category"])
             yield record
 
-    content = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()[:16]
-    name = f"{options['split']}.v3-{content}.cache.npy"
-    return open_cache(folder, name, num_images, read_records)
+    content = (folder / "manifest.json").read_bytes()
+    return open_cache(folder / options["split"], content, num_images, read_records)
 
 
 def read_prepared_png(folder, sample, kind, side):
