@@ -16,11 +16,10 @@ The folder of the run holds the best network, ready for predict.py; the folders 
 homework's. Expected mean IoU on the synthetic set: see the README.
 """
 
-import math
-
 import torch
 from coco_folder import find_or_draw_coco
 from side_by_side import as_batch, generated_or_not, save_side_by_side
+from small_recipe import warm_up_then_cosine
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -142,14 +141,6 @@ def train_best(segmenter, seconds):
         log_every=50,
     )
     return net
-
-
-def warm_up_then_cosine(done):
-    """The factor on the learning rates, as a function of the fraction of training done."""
-    warm_up = 0.05
-    if done < warm_up:
-        return 0.02 + 0.98 * done / warm_up
-    return 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
 
 
 def augment(images, masks):

@@ -16,7 +16,6 @@ demo. With --iterations N every computer trains on the same batches, however lon
 scores still differ a little, because processors round differently.
 """
 
-import math
 import time
 
 import matplotlib.pyplot as plt
@@ -25,6 +24,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from side_by_side import class_patches, generated_or_not, iou_of_image, paint_masks
+from small_recipe import warm_up_then_cosine
 from torch.utils.data import DataLoader, RandomSampler
 
 from SegStudio import SegStudio
@@ -241,14 +241,6 @@ def train(segmenter, net, max_seconds, view, name):
         log_every=20,
         on_log=lambda history, net: view.update(name, history, net),
     )
-
-
-def warm_up_then_cosine(done):
-    """The factor on the learning rates, as a function of the fraction of training done."""
-    warm_up = 0.05
-    if done < warm_up:
-        return 0.02 + 0.98 * done / warm_up
-    return 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
 
 
 if __name__ == "__main__":

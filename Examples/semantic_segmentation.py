@@ -14,10 +14,9 @@ with learning rate 1e-4 and momentum 0.9, batches of 4, 6 epochs over 10,000 ima
 IoU: about 0.1, because the network is the strided one.
 """
 
-import math
-
 import torch
 from side_by_side import first_items, generated_or_not, save_side_by_side
+from small_recipe import train_small
 
 from SegStudio import SegStudio
 
@@ -34,7 +33,6 @@ QUICK_SECONDS = 120
 QUICK_DEPTH = 4
 QUICK_WIDTH = 16
 QUICK_BATCH_SIZE = 16
-QUICK_MUON_RATE = 0.03
 QUICK_ADAMW_RATE = 6e-3
 
 
@@ -101,7 +99,8 @@ def strided_and_dense(flags):
             upsampling=upsampling,
             input_scale=1 / 255,
         )
-        train_quickly(segmenter, net, max_seconds)
+        criterion = segmenter.SegmentationLossBCEDice()
+        train_small(segmenter, net, criterion, QUICK_ADAMW_RATE, max_seconds)
         scores[upsampling] = segmenter.score(net)
         preds[upsampling] = segmenter.binarize(net, segmenter.infer(net, examples["image"])).cpu()
 
@@ -124,32 +123,6 @@ def strided_and_dense(flags):
         f"      python Examples/best_segmentation.py --quick  (the best scores on these images)\n"
         f"      python Examples/semantic_segmentation.py  (the homework itself, an hour)"
     )
-
-
-def train_quickly(segmenter, net, max_seconds):
-    """Train with BCE + Dice; Muon trains the hidden kernels, AdamW the other parameters."""
-    hidden, rest = segmenter.Muon.split(net)
-    segmenter.custom_run_code_for_training_for_semantic_segmentation(
-        net,
-        criterion=segmenter.SegmentationLossBCEDice(),
-        optimizer=[
-            segmenter.Muon(hidden, lr=QUICK_MUON_RATE),
-            torch.optim.AdamW(rest, lr=QUICK_ADAMW_RATE),
-        ],
-        scheduler=warm_up_then_cosine,
-        channels_last=True,
-        max_seconds=max_seconds,
-        log_every=100,
-        evaluate_every=200,
-    )
-
-
-def warm_up_then_cosine(done):
-    """The factor on the learning rates, as a function of the fraction of training done."""
-    warm_up = 0.05
-    if done < warm_up:
-        return 0.02 + 0.98 * done / warm_up
-    return 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
 
 
 if __name__ == "__main__":

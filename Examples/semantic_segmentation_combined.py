@@ -13,10 +13,9 @@ Without --quick the settings are the homework's: its strided network, SGD with l
 depending on the computer.
 """
 
-import math
 from statistics import mean
 
-import torch
+from small_recipe import train_small
 
 from SegStudio import SegStudio
 
@@ -33,7 +32,6 @@ QUICK_SECONDS = 100
 QUICK_DEPTH = 4
 QUICK_WIDTH = 16
 QUICK_BATCH_SIZE = 16
-QUICK_MUON_RATE = 0.03
 QUICK_ADAMW_RATE = 3e-2  # the last layer has to reach outputs up to 250
 
 
@@ -75,7 +73,8 @@ def main():
         model = segmenter.mUnet(skip_connections=True, depth=DEPTH)
     untrained = segmenter.score(model)
     if flags.quick:
-        history = train_quickly(segmenter, model, criterion, flags.training_seconds(reserve=14))
+        max_seconds = flags.training_seconds(reserve=14)
+        history = train_small(segmenter, model, criterion, QUICK_ADAMW_RATE, max_seconds)
     else:
         history = segmenter.custom_run_code_for_training_for_semantic_segmentation(
             model,
@@ -103,32 +102,6 @@ def log_gradients(dls, history, dice_scale):
             f"At the output the gradient of {stronger} is {norms[stronger] / norms[weaker]:.1f} "
             f"times as large as that of {weaker}: a step follows {stronger} more."
         )
-
-
-def train_quickly(segmenter, model, criterion, max_seconds):
-    """Muon trains the hidden kernels, AdamW the other parameters."""
-    hidden, rest = segmenter.Muon.split(model)
-    return segmenter.custom_run_code_for_training_for_semantic_segmentation(
-        model,
-        criterion=criterion,
-        optimizer=[
-            segmenter.Muon(hidden, lr=QUICK_MUON_RATE),
-            torch.optim.AdamW(rest, lr=QUICK_ADAMW_RATE),
-        ],
-        scheduler=warm_up_then_cosine,
-        channels_last=True,
-        max_seconds=max_seconds,
-        log_every=100,
-        evaluate_every=200,
-    )
-
-
-def warm_up_then_cosine(done):
-    """The factor on the learning rates, as a function of the fraction of training done."""
-    warm_up = 0.05
-    if done < warm_up:
-        return 0.02 + 0.98 * done / warm_up
-    return 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ AdamW instead of SGD, with the same loss; expected mean IoU: 0.1 to 0.2 strided,
 The folder of the run holds the dense network, its folder "strided" the other one.
 """
 
-import math
-
 import torch
 from matplotlib.patches import Patch
 from side_by_side import first_items, generated_or_not, save_side_by_side
+from small_recipe import train_small
 
 from SegStudio import SegStudio
 
@@ -38,7 +37,6 @@ QUICK_SECONDS = 150
 QUICK_DEPTH = 4
 QUICK_WIDTH = 16
 QUICK_BATCH_SIZE = 16
-QUICK_MUON_RATE = 0.03
 QUICK_ADAMW_RATE = 3e-2  # the last layer has to reach outputs up to 250
 
 
@@ -118,29 +116,9 @@ def train(segmenter, flags, upsampling, max_seconds):
         upsampling=upsampling,
         input_scale=1 / 255,
     )
-    hidden, rest = segmenter.Muon.split(net)
-    segmenter.custom_run_code_for_training_for_semantic_segmentation(
-        net,
-        criterion=segmenter.SegmentationLossMSE(),
-        optimizer=[
-            segmenter.Muon(hidden, lr=QUICK_MUON_RATE),
-            torch.optim.AdamW(rest, lr=QUICK_ADAMW_RATE),
-        ],
-        scheduler=warm_up_then_cosine,
-        channels_last=True,
-        max_seconds=max_seconds,
-        log_every=100,
-        evaluate_every=200,
-    )
+    criterion = segmenter.SegmentationLossMSE()
+    train_small(segmenter, net, criterion, QUICK_ADAMW_RATE, max_seconds)
     return net
-
-
-def warm_up_then_cosine(done):
-    """The factor on the learning rates, as a function of the fraction of training done."""
-    warm_up = 0.05
-    if done < warm_up:
-        return 0.02 + 0.98 * done / warm_up
-    return 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
 
 
 def save_reach(segmenter):

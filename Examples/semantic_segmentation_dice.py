@@ -17,9 +17,7 @@ Without --quick the settings are the homework's: its strided network, SGD with l
 depending on the computer: a little more than with MSE in semantic_segmentation_dense.py --quick.
 """
 
-import math
-
-import torch
+from small_recipe import train_small
 
 from SegStudio import SegStudio
 
@@ -36,7 +34,6 @@ QUICK_SECONDS = 100
 QUICK_DEPTH = 4
 QUICK_WIDTH = 16
 QUICK_BATCH_SIZE = 16
-QUICK_MUON_RATE = 0.03
 QUICK_ADAMW_RATE = 3e-2  # the last layer has to reach outputs up to 250
 
 
@@ -77,7 +74,8 @@ def main():
         model = segmenter.mUnet(skip_connections=True, depth=DEPTH)
     untrained = segmenter.score(model)
     if flags.quick:
-        train_quickly(segmenter, model, criterion, flags.training_seconds(reserve=14))
+        max_seconds = flags.training_seconds(reserve=14)
+        train_small(segmenter, model, criterion, QUICK_ADAMW_RATE, max_seconds)
     else:
         segmenter.custom_run_code_for_training_for_semantic_segmentation(
             model,
@@ -87,32 +85,6 @@ def main():
     segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained)
     dls.log(f"\nPictures and numbers: {dls.run_dir}")
     dls.log("Next: python Examples/semantic_segmentation_combined.py --quick  (MSE and Dice)")
-
-
-def train_quickly(segmenter, model, criterion, max_seconds):
-    """Muon trains the hidden kernels, AdamW the other parameters."""
-    hidden, rest = segmenter.Muon.split(model)
-    segmenter.custom_run_code_for_training_for_semantic_segmentation(
-        model,
-        criterion=criterion,
-        optimizer=[
-            segmenter.Muon(hidden, lr=QUICK_MUON_RATE),
-            torch.optim.AdamW(rest, lr=QUICK_ADAMW_RATE),
-        ],
-        scheduler=warm_up_then_cosine,
-        channels_last=True,
-        max_seconds=max_seconds,
-        log_every=100,
-        evaluate_every=200,
-    )
-
-
-def warm_up_then_cosine(done):
-    """The factor on the learning rates, as a function of the fraction of training done."""
-    warm_up = 0.05
-    if done < warm_up:
-        return 0.02 + 0.98 * done / warm_up
-    return 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from SegStudio import SegStudio
 
 EXAMPLES = ROOT / "Examples"
 RUN_FILES = {"settings.json", "losses.csv", "metrics.json", "log.txt", "model.pt"}
-HELPERS = {"side_by_side.py", "coco_folder.py"}  # imported by the scripts, not run
+# Imported by the scripts, not run.
+HELPERS = {"side_by_side.py", "small_recipe.py", "coco_folder.py"}
 FLAGS = {
     "--quick",
     "--epochs",
