@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
-MODULE = (HERE / "SegStudio" / "SegStudio.py").read_text(encoding="utf-8")
+MODULE = (HERE / "SegStudio" / "backstage.py").read_text(encoding="utf-8")
 
 setup(
     name="SegStudio",

@@ -9,10 +9,12 @@ SegStudio                              the settings of a run, its device and its
     §2 networks                        mUnet (SkipBlockDN, SkipBlockUP), UNet
     §3 losses                          SegmentationLossMSE, -MAE, -Dice, -Comb, -BCEDice
     §4 scores                          SegmentationScores, ConstantMask
-    §5 training                        Muon, train: the loop and its step
+    §5 training                        Muon, training_loop: the loop and its step
     §6 testing and predicting          score, predict_image, run_code_for_testing_...
     §7 figures                         test pictures, overlays, the coverage probe
-§8 backstage                           archives, cache, drawing, the record of a training, flags
+
+What is needed but not taught stands in backstage.py beside this file: archives, cache, the drawing
+of shapes, the record of a training, the flags of the examples. It is called as backstage.NAME.
 
 Words: an *image* (3, H, W) holds values from 0 to 255. A *mask* (C, H, W) has one plane per
 class: the class's mask value on its objects, 0 elsewhere. The *output* (C, H, W) is what the
@@ -24,14 +26,10 @@ To copy a class into a file of your own: `python -m SegStudio show mUnet` prints
 Networks, losses and scores need nothing but `import torch` and `from torch import nn`.
 """
 
-import contextlib
 import json
 import math
-import numbers
 import random
 import re
-import sys
-import time
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -45,11 +43,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-__version__ = "2.0.0"
+if __package__:
+    from . import backstage
+else:  # the folder of this file is on sys.path
+    import backstage
+
+__version__ = backstage.__version__
 
 
 class SegStudio:
@@ -107,7 +110,7 @@ class SegStudio:
         show=False,
         **unknown,
     ):
-        refuse_unknown_settings(args, unknown)
+        backstage.refuse_unknown_settings(SegStudio, args, unknown)
         self.dataroot = dataroot
         self.image_size = image_size
         self.path_saved_model = path_saved_model
@@ -125,7 +128,7 @@ class SegStudio:
         self.results_dir = results_dir
         self.run_name = run_name
         self.show = show
-        check_settings(self)
+        backstage.check_settings(self)
         self.device = torch.device("cpu")
         if use_gpu and torch.cuda.is_available():
             self.device = torch.device("cuda:0")
@@ -142,7 +145,9 @@ class SegStudio:
     def run_dir(self) -> Path:
         """The folder of this run, created at its first use."""
         if self._run_dir is None:
-            self._run_dir = make_run_dir(Path(self.results_dir).expanduser(), self.run_name)
+            self._run_dir = backstage.make_run_dir(
+                Path(self.results_dir).expanduser(), self.run_name
+            )
         return self._run_dir
 
     def log(self, text: str = "") -> None:
@@ -301,8 +306,8 @@ class SegStudio:
                 self.segmenter = segmenter
                 self.train_or_test = train_or_test
                 # The cache is a file on the disk; __getitem__ reads one image from it.
-                archive = find_archive(dl_studio, dataset_file)
-                self.cache, self.generated = open_archive(archive, num_images)
+                archive = backstage.find_archive(dl_studio, dataset_file)
+                self.cache, self.generated = backstage.open_archive(archive, num_images)
 
             def __len__(self):
                 return len(self.cache)
@@ -317,22 +322,24 @@ class SegStudio:
             @property
             def dataset(self) -> Mapping:
                 """The items as in the archive: {index: [R, G, B, mask_array, bbox_map]}."""
-                return ArchiveItems(self.cache)
+                return backstage.ArchiveItems(self.cache)
 
             @dataset.setter
             def dataset(self, items):
-                self.cache = pack_items(items)
+                self.cache = backstage.pack_items(items)
 
             @staticmethod
             def generate(path, num_images: int, seed: int = 0) -> Path:
                 """Draw an archive like the course's; the same seed gives the same images."""
-                return generate_archive(path, num_images, seed)
+                return backstage.generate_archive(path, num_images, seed)
 
             @staticmethod
             def find_or_generate(dataroot, dataset_file: str, seed: int = 0) -> Path:
                 """The path of the archive. If it is missing, draw as many images as its name says:
                 PurdueShapes5MultiObject-10000-train.gz has 10,000."""
-                return find_or_generate_archive(Path(dataroot).expanduser() / dataset_file, seed)
+                return backstage.find_or_generate_archive(
+                    Path(dataroot).expanduser() / dataset_file, seed
+                )
 
         class CocoSingleObjectDataset(Dataset):
             """Photos with one object each, from a folder that Datasets/prepare_coco.py wrote.
@@ -380,12 +387,12 @@ class SegStudio:
                 self.train_or_test = train_or_test
                 self.mask_value = mask_value
                 folder = Path(dl_studio.dataroot, dataset_dir).expanduser()
-                self.manifest = read_manifest(folder, train_or_test, dl_studio.image_size)
+                self.manifest = backstage.read_manifest(folder, train_or_test, dl_studio.image_size)
                 self.generated = self.manifest.get("description", "").startswith("SYNTHETIC")
                 self.class_names = tuple(self.manifest["options"]["classes"])
                 self.class_labels = dict(enumerate(self.class_names))
-                self.mask_values = (check_mask_value(mask_value),)
-                self.cache = open_prepared_folder(folder, self.manifest, num_images)
+                self.mask_values = (backstage.check_mask_value(mask_value),)
+                self.cache = backstage.open_prepared_folder(folder, self.manifest, num_images)
 
             def __len__(self):
                 return len(self.cache)
@@ -1175,7 +1182,7 @@ class SegStudio:
             loader: DataLoader,
             criterion: nn.Module,
             optimizer: torch.optim.Optimizer,
-            recorder: "TrainingRecorder",
+            recorder: backstage.TrainingRecorder,
             *,
             scheduler: Any = None,
             augment: Callable | None = None,
@@ -1193,7 +1200,7 @@ class SegStudio:
                 for batch in loader:
                     images = batch["image"].to(device)  # (N, 3, H, W), 0..255
                     masks = batch["mask_tensor"].to(device).float()  # (N, C, H, W), 0 or mask value
-                    if expects_logits(criterion):
+                    if backstage.expects_logits(criterion):
                         masks = (masks > 0).float()  # 0 or 1
                     if augment is not None:
                         images, masks = augment(images, masks)
@@ -1213,7 +1220,7 @@ class SegStudio:
 
         def run_code_for_training_for_semantic_segmentation(
             self, net: nn.Module, **options: Any
-        ) -> "TrainingHistory":
+        ) -> backstage.TrainingHistory:
             """Train with the mean squared error, as DLStudio does; returns the TrainingHistory.
 
             The options are those of custom_run_code_for_training_for_semantic_segmentation.
@@ -1240,7 +1247,7 @@ class SegStudio:
             evaluate_every: int | None = None,
             evaluate_on: Dataset | float | None = None,
             resume: bool = False,
-        ) -> "TrainingHistory":
+        ) -> backstage.TrainingHistory:
             """Train `net` on self.train_dataloader with a loss of your choice, and save it.
 
             Args:
@@ -1279,19 +1286,19 @@ class SegStudio:
                 criterion = self.make_loss(loss_type, dice_scale, dice_form)
             loader, evaluate = self.train_dataloader, None
             if evaluate_every is not None:
-                loader, evaluation_loader = evaluation_split(self, evaluate_on)
+                loader, evaluation_loader = backstage.evaluation_split(self, evaluate_on)
 
                 def evaluate():
                     return self.score(net, evaluation_loader)
 
-            bf16 = use_bf16(precision, dls.device)
+            bf16 = backstage.use_bf16(precision, dls.device)
             criterion.to(dls.device)
-            net.to(dls.device, memory_format=MEMORY_FORMATS[channels_last])
+            net.to(dls.device, memory_format=backstage.MEMORY_FORMATS[channels_last])
             # train() would also switch layers that a script has frozen in eval mode.
             if not net.training:
                 net.train()
-            optimizer = make_optimizer(optimizer, net, dls)
-            recorder = TrainingRecorder(
+            optimizer = backstage.make_optimizer(optimizer, net, dls)
+            recorder = backstage.TrainingRecorder(
                 dls,
                 net,
                 criterion,
@@ -1304,9 +1311,11 @@ class SegStudio:
                 evaluate=evaluate,
                 order=self.order if loader.generator is self.order else None,
             )
-            scheduler = make_scheduler(scheduler, optimizer, recorder)
-            spec = self.data_spec() | {"logits": expects_logits(criterion)}
-            facts = training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16)
+            scheduler = backstage.make_scheduler(scheduler, optimizer, recorder)
+            spec = self.data_spec() | {"logits": backstage.expects_logits(criterion)}
+            facts = backstage.training_facts(
+                dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
+            )
             recorder.begin(scheduler, facts, resume)
             net.output_spec = spec
             self.training_loop(
@@ -1364,17 +1373,17 @@ class SegStudio:
             on the other images, and it would change the running averages.
             """
             net.to(self.dl_studio.device)
-            with eval_mode(net), torch.no_grad():
+            with backstage.eval_mode(net), torch.no_grad():
                 return net(images.to(self.dl_studio.device)).float()
 
         def data_spec(self) -> dict:
             """How to read an output, as far as the data tells: class names and mask values."""
-            loader = loader_at_hand(self)
-            dataset = None if loader is None else innermost(loader.dataset)
+            loader = backstage.loader_at_hand(self)
+            dataset = None if loader is None else backstage.innermost(loader.dataset)
             names = getattr(dataset, "class_names", self.dl_studio.class_labels)
             return {
                 "class_names": list(names),
-                "mask_values": find_mask_values(loader, len(names)),
+                "mask_values": backstage.find_mask_values(loader, len(names)),
                 "logits": False,
                 "image_size": list(self.dl_studio.image_size),
             }
@@ -1420,9 +1429,11 @@ class SegStudio:
             spec = self.output_spec_of(net)
             class_names = spec["class_names"]
             if len(spec["mask_values"]) == 1:  # one channel: the data has the classes
-                class_names = getattr(innermost(dataloader.dataset), "class_names", class_names)
+                class_names = getattr(
+                    backstage.innermost(dataloader.dataset), "class_names", class_names
+                )
             scores = self.SegmentationScores(class_names)
-            with random_numbers_kept():
+            with backstage.random_numbers_kept():
                 for number, batch in enumerate(
                     tqdm(dataloader, desc="scoring", disable=None, leave=False)
                 ):
@@ -1441,7 +1452,7 @@ class SegStudio:
             more than half of the training masks.
             """
             total, count = 0.0, 0
-            with random_numbers_kept():
+            with backstage.random_numbers_kept():
                 for batch in self.train_dataloader:
                     total = total + (batch["mask_tensor"] > 0).double().sum(dim=0)  # (C, H, W)
                     count += len(batch["mask_tensor"])
@@ -1526,7 +1537,7 @@ class SegStudio:
             path = Path(path).expanduser()
             if not path.exists():
                 raise FileNotFoundError(f"no saved model at {path.absolute()}: train first")
-            state = read_state_dict(path, net, self.dl_studio.device)
+            state = backstage.read_state_dict(path, net, self.dl_studio.device)
             net.load_state_dict(state)
             metadata = getattr(state, "_metadata", {}).get("", {})
             if "output_spec" in metadata:
@@ -1540,7 +1551,7 @@ class SegStudio:
             damaged run or a network that is not in this package.
             """
             run = Path(run).expanduser()
-            network, arguments = read_network_settings(run)
+            network, arguments = backstage.read_network_settings(run)
             networks = {"mUnet": self.mUnet, "UNet": self.UNet}
             if network not in networks or arguments is None:
                 raise ValueError(
@@ -1642,7 +1653,7 @@ class SegStudio:
                 )
             for mask, color in zip(masks.numpy(), colors, strict=True):
                 edge = skimage.segmentation.find_boundaries(mask, mode="inner")
-                picture[:, torch.from_numpy(edge)] = rgb(color)[:, None]
+                picture[:, torch.from_numpy(edge)] = backstage.rgb(color)[:, None]
             return picture
 
         def save_panel_figure(
@@ -1709,7 +1720,7 @@ class SegStudio:
                 heading="The test images with the lowest IoU",
             )
 
-        def save_loss_figure(self, history: "TrainingHistory") -> Path:
+        def save_loss_figure(self, history: backstage.TrainingHistory) -> Path:
             """The training loss, and each of its terms, over the iterations."""
             palette = SegStudio.PALETTE
             figure = self.dl_studio.new_figure(figsize=(7, 4.2), dpi=120, layout="constrained")
@@ -1744,7 +1755,7 @@ class SegStudio:
             device = next((p.device for p in net.parameters()), torch.device("cpu"))
             generator = torch.Generator().manual_seed(0)
             outputs = []
-            with eval_mode(net), torch.no_grad():
+            with backstage.eval_mode(net), torch.no_grad():
                 for _ in range(probes):
                     image = torch.rand(1, in_channels, *image_size, generator=generator) * 255
                     output = net(image.to(device))
@@ -1752,7 +1763,9 @@ class SegStudio:
                     outputs.append(output[0].cpu())
             outputs = torch.stack(outputs)  # (probes, C, H', W')
             reached = (outputs != outputs[0]).any(dim=0).any(dim=0)  # (H', W')
-            colors = torch.stack([rgb(SegStudio.PALETTE[1]), rgb(SegStudio.PALETTE[0])])
+            colors = torch.stack(
+                [backstage.rgb(SegStudio.PALETTE[1]), backstage.rgb(SegStudio.PALETTE[0])]
+            )
             picture = colors[reached.long()].permute(2, 0, 1)  # (3, H', W')
             picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
             coverage = namedtuple("Coverage", "fraction map picture")
@@ -1769,11 +1782,11 @@ class SegStudio:
             training use them: so training can use all training images, and only the final score
             uses the test images.
             """
-            prepare_results_dir(self.dl_studio)
-            train = load_shapes_archive(self, "train", train_images, sizes=(2000, 10000))
-            test = load_shapes_archive(self, "test", test_images, sizes=(200, 1000))
+            backstage.prepare_results_dir(self.dl_studio)
+            train = backstage.load_shapes_archive(self, "train", train_images, sizes=(2000, 10000))
+            test = backstage.load_shapes_archive(self, "test", test_images, sizes=(200, 1000))
             if validation_images:
-                self.dataserver_validation = load_shapes_archive(
+                self.dataserver_validation = backstage.load_shapes_archive(
                     self, "validation", validation_images, sizes=(500,)
                 )
             self.load_PurdueShapes5MultiObject_dataset(train, test)
@@ -1786,7 +1799,7 @@ class SegStudio:
             mask_value: int = 255,
         ) -> None:
             """Load a folder that Datasets/prepare_coco.py wrote: it holds train/ and test/."""
-            prepare_results_dir(self.dl_studio)
+            backstage.prepare_results_dir(self.dl_studio)
             numbers_of_images = {"train": train_images, "test": test_images}
             train, test = (
                 self.CocoSingleObjectDataset(
@@ -1802,1365 +1815,8 @@ class SegStudio:
             self.dl_studio.class_labels = train.class_names
             self.load_Coco_dataset(train, test)
 
-    # ==== §8 BACKSTAGE: files and flags ==========================================================
-
-    @staticmethod
-    def write_atomically(path, write: Callable) -> Path:
-        """Call write(temporary path), then rename that file to `path`: complete, or not at all."""
-        return write_atomically(path, write)
-
-    @staticmethod
-    def example_flags(
-        description: str,
-        *,
-        quick: tuple = (1200, 1),
-        full: tuple = (10000, 6),
-        quick_seconds: float | None = None,
-        extra: Mapping | None = None,
-    ) -> "argparse.Namespace":
-        """Read the flags that all examples share from the command line.
-
-        Args:
-            description: the text of --help: the example's docstring.
-            quick, full: (training images, epochs) with and without --quick. epochs is None if the
-                example trains for a time.
-            quick_seconds: --quick ends after this time, unless --epochs or --train-images is given.
-            extra: further flags of this example: {"--name": keyword arguments of add_argument}.
-
-        Returns: a namespace. epochs and train_images are filled in; `settings` holds the flags that
-        are keyword arguments of SegStudio; training_seconds(trainings_left, reserve) is the time
-        that the next training may take, or None if there is no limit.
-        """
-
-        def positive(text):
-            if int(text) < 1:
-                raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-            return int(text)
-
-        parser = argparse.ArgumentParser(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        add = parser.add_argument
-        epochs_help = f"default {full[1]}, with --quick {quick[1]}"
-        if full[1] is None:
-            epochs_help = "not for this example: it trains for a time"
-        add("--quick", action="store_true", help="a short run that shows every step")
-        add("--epochs", type=positive, metavar="N", help=epochs_help)
-        images_help = f"train on the first N; default {full[0]}, with --quick {quick[0]}"
-        add("--train-images", type=positive, metavar="N", help=images_help)
-        add("--dataroot", metavar="DIR", help="folder of the data")
-        add("--results-dir", default="runs", metavar="DIR", help="folder of all runs")
-        add("--run-name", metavar="NAME", help="folder of this run in it; default: a new one")
-        add("--seed", type=int, default=0, metavar="N", help="default 0")
-        add("--show", action="store_true", help="open a window for each figure")
-        for name, options in (extra or {}).items():
-            add(name, **options)
-        flags = parser.parse_args()
-        if full[1] is None and flags.epochs is not None:
-            parser.error("--epochs: this example trains for a time and not for epochs")
-
-        limited = flags.quick and flags.epochs is None and flags.train_images is None
-        flags.training_seconds = functools.partial(
-            seconds_for_training, quick_seconds if limited else None
-        )
-        images, epochs = quick if flags.quick else full
-        flags.train_images = flags.train_images or images
-        flags.epochs = flags.epochs or epochs or 1
-        names = ("epochs", "seed", "results_dir", "run_name", "show")
-        flags.settings = {name: getattr(flags, name) for name in names}
-        if flags.dataroot is not None:
-            flags.settings["dataroot"] = flags.dataroot
-        return flags
-
-    @staticmethod
-    def run_example(main: Callable) -> None:
-        """Call main(); a user's mistake ends in one sentence, not in a traceback."""
-        script = Path(sys.argv[0]).name
-        try:
-            main()
-        except (OSError, ValueError, FloatingPointError) as error:
-            if os.environ.get("SEGSTUDIO_TRACEBACK"):
-                raise
-            sys.exit(f"{script}: error: {error}")
-        except KeyboardInterrupt:
-            sys.exit(f"\n{script}: interrupted")
-
-
-# ==== §8 BACKSTAGE ===============================================================================
-# Code that the lecture needs but does not teach: reading and caching archives, drawing shapes, the
-# record of a training, the flags of the examples.
-
-import argparse
-import csv
-import difflib
-import functools
-import glob
-import gzip
-import hashlib
-import inspect
-import io
-import itertools
-import os
-import pickle
-import platform
-import tempfile
-from collections import defaultdict
-
-import platformdirs
-import skimage.draw
-
-STARTED = time.perf_counter()  # the time limit of --quick counts from here
-
-
-# ---- settings -----------------------------------------------------------------------------------
-
-
-def refuse_unknown_settings(args, unknown):
-    """ValueError for positional arguments and for keywords that SegStudio does not have."""
-    valid = [
-        name
-        for name, parameter in inspect.signature(SegStudio.__init__).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    if args:
-        raise ValueError(
-            f"SegStudio takes keyword arguments only, but got {args[0]!r} without a keyword: "
-            f"write for example dataroot={args[0]!r}. The keywords: {', '.join(valid)}"
-        )
-    for name in unknown:
-        nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"SegStudio has no keyword argument {name!r}: did you mean {nearest!r}? "
-            f"The keywords: {', '.join(valid)}"
-        )
-
-
-def check_settings(dls):
-    """Check the values of a SegStudio; numpy's numbers become Python's."""
-    for name in ("batch_size", "epochs"):
-        value = getattr(dls, name)
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{name} is a whole number of 1 or more, not {value!r}")
-        setattr(dls, name, int(value))
-    sides = list(dls.image_size) if isinstance(dls.image_size, (list, tuple)) else []
-    if len(sides) != 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in sides):
-        raise ValueError(f"image_size is [height, width] in pixels, not {dls.image_size!r}")
-    dls.image_size = [int(side) for side in sides]
-    if not isinstance(dls.learning_rate, numbers.Real) or not dls.learning_rate > 0:
-        raise ValueError(f"learning_rate is a number above 0, not {dls.learning_rate!r}")
-    dls.learning_rate = float(dls.learning_rate)
-    if not isinstance(dls.num_workers, numbers.Integral) or dls.num_workers < 0:
-        raise ValueError(f"num_workers is 0 or more, not {dls.num_workers!r}")
-    if dls.run_name == "":
-        raise ValueError("run_name is a name, not '': leave it out to get one")
-
-
-def make_run_dir(results, run_name):
-    """Make the folder of a run: run_name, or the script's name with a number if it is taken."""
-    script = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
-    stem = script if re.fullmatch(r"[\w-]+", script) else "session"
-    numbered = (f"{stem}-{number}" for number in itertools.count(2))
-    folder = results
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-        for name in [run_name] if run_name is not None else itertools.chain([stem], numbered):
-            folder = results / name
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(parents=True, exist_ok=run_name is not None)
-                break
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise OSError(
-            f"the run cannot be written to {folder.absolute()} ({error.strerror}): give another "
-            f"results_dir (--results-dir), or make that one writable"
-        ) from None
-
-
-def prepare_results_dir(dls):
-    """OSError if the run cannot be written. Checked before data is drawn; makes no folder."""
-    folder = Path(dls.results_dir).expanduser().absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise OSError(
-            f"the run cannot be written to {folder}: give another results_dir (--results-dir), "
-            f"or make that one writable"
-        )
-
-
-def write_atomically(path, write):
-    """Call write(temporary path), then rename that file to `path`: complete, or not at all.
-
-    A full disk or an interruption leaves the old file as it was.
-    """
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        part.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        raise OSError(f"{path.absolute()} could not be written ({error})") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return path
-
-
-def seconds_for_training(limit, trainings_left=1, reserve=15):
-    """The seconds that the next training may take, so that the script keeps its time limit.
-
-    The clock started when this module was imported. `reserve` seconds per training are kept for
-    scores and figures. None: no limit.
-    """
-    if limit is None:
-        return None
-    left = limit - (time.perf_counter() - STARTED) - reserve * trainings_left
-    return max(5.0, left / trainings_left)
-
-
-@contextlib.contextmanager
-def eval_mode(net):
-    """Inside, `net` is in eval mode; afterwards every layer has its own mode again.
-
-    net.train() would not do: it would also switch layers that a script has frozen in eval mode.
-    """
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def rgb(color):
-    """A colour "#rrggbb" as a tensor of three bytes."""
-    return torch.tensor(list(bytes.fromhex(color[1:])), dtype=torch.uint8)
-
-
-# ---- the cache of a dataset ---------------------------------------------------------------------
-
-
-class ImageCache:
-    """Images, masks, boxes and categories of a dataset in one memory-mapped file.
-
-    The operating system loads the pages that are read and drops them again, so a dataset of any
-    size needs constant memory. A pickled cache is only its path: every DataLoader worker maps the
-    same file instead of copying it.
-    """
-
-    def __init__(self, path, num_images=None):
-        records = np.load(path, mmap_mode="r")
-        whole = records.offset + records.nbytes == Path(path).stat().st_size
-        if not whole or records.dtype.names != ("image", "mask", "box", "category"):
-            raise ValueError(f"{path} is not a complete cache file")
-        self.path = path
-        self.take(records.view(np.ndarray)[:num_images])  # numpy's memmap is slower to index
-
-    def take(self, records):
-        self.images = records["image"]  # (number, 3, H, W) uint8
-        self.masks = records["mask"]  # (number, C, H, W) uint8
-        self.boxes = records["box"]  # (number, boxes, C, 4) int16
-        self.categories = records["category"]  # (number,) int16
-
-    def __len__(self):
-        return len(self.images)
-
-    def __reduce__(self):
-        return type(self), (self.path, len(self))
-
-    @staticmethod
-    def record_type(classes, height, width, boxes):
-        return np.dtype([
-            ("image", "u1", (3, height, width)),
-            ("mask", "u1", (classes, height, width)),
-            ("box", "i2", (boxes, classes, 4)),
-            ("category", "i2"),
-        ])  # fmt: skip
-
-
-class MemoryCache(ImageCache):
-    """An ImageCache without a file, for items that a script assigns itself."""
-
-    def __init__(self, records):
-        self.records = records
-        self.take(records)
-
-    def __reduce__(self):
-        return type(self), (self.records,)
-
-
-def open_cache(source, content, num_images, read_records):
-    """The ImageCache of the data at the path `source`, beside it or in the user's cache folder.
-
-    The file's name holds a hash of `content`, bytes that change with the data, so a cache never
-    belongs to other data. If there is no complete cache, it is made from read_records(), which
-    returns the number of records, their type and an iterator over them.
-    """
-    folder = source.parent
-    name = f"{source.name}.v3-{short_hash(content)}.cache.npy"
-    # Data with the same name in two folders gets two caches.
-    user_folder = Path(platformdirs.user_cache_dir("segstudio"))
-    places = [folder / name, user_folder / short_hash(bytes(folder.resolve())) / name]
-    for path in places:
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            return ImageCache(path, num_images)
-    print(f"First use of {source}: writing a cache file ...")
-    for path in places:
-        number, record_type, records = read_records()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, functools.partial(write_records, number, record_type, records))
-        except OSError as error:
-            problem = error
-            continue
-        for old in path.parent.glob(f"{glob.escape(source.name)}.v*.cache.npy"):
-            if old != path:
-                with contextlib.suppress(OSError):
-                    old.unlink()
-        return ImageCache(path, num_images)
-    size = number * record_type.itemsize / 1e6
-    raise OSError(
-        f"the cache of {source} cannot be written ({problem}): make room for {size:.0f} MB "
-        f"beside it, or set XDG_CACHE_HOME to a folder with room"
-    )
-
-
-def short_hash(content):
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def write_records(number, record_type, records, path):
-    """Write a .npy file record by record: a memory-mapped file would crash on a full disk."""
-    header = {"descr": record_type.descr, "fortran_order": False, "shape": (number,)}
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for record in records:
-            file.write(record.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-# ---- archives of shapes -------------------------------------------------------------------------
-
-LABEL_MAP = {"rectangle": 50, "triangle": 100, "disk": 150, "oval": 200, "star": 250}
-SHAPES = ImageCache.record_type(classes=5, height=64, width=64, boxes=5)
-
-
-class NumberType:
-    """Stands in for numpy.dtype while an archive is read: the type of an array of numbers.
-
-    numpy.dtype also has the type "Python object", whose bytes are pointers. A hostile archive could
-    choose these pointers.
-    """
-
-    def __init__(self, name, *_):
-        if not isinstance(name, str) or np.dtype(name).kind not in "biuf":
-            raise ValueError(f"it has an array of {name!r}, which is not a type of numbers")
-        self.dtype = np.dtype(name)
-
-    def __setstate__(self, state):
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class NumberArray(np.ndarray):
-    """An array of numbers: it takes its state from a pickle with a NumberType."""
-
-    def __setstate__(self, state):
-        version, shape, number_type, is_fortran, data = state
-        super().__setstate__((version, shape, number_type.dtype, is_fortran, data))
-
-
-def array_from_buffer(data, number_type, *layout):
-    # numpy moved this function between its versions, so it is taken from an array.
-    numpy_function = np.zeros(1).__reduce_ex__(5)[0]
-    return numpy_function(data, number_type.dtype, *layout)
-
-
-def make_scalar(number_type, data):
-    data = data.encode("latin1") if isinstance(data, str) else data  # Python 2's
-    return np.frombuffer(data, number_type.dtype)[0]
-
-
-class ArchiveUnpickler(pickle.Unpickler):
-    """Reads a pickle of containers, numbers, strings and arrays of numbers, and nothing else.
-
-    A pickle is a program, and loading it runs it: one line of it could delete your files. This
-    reader refuses every function that such data does not need. A hostile archive can still
-    use up memory or time; it cannot run code.
-    """
-
-    ALLOWED = {
-        "_reconstruct": lambda *_: NumberArray(0),  # its __setstate__ follows
-        "_frombuffer": array_from_buffer,
-        "scalar": make_scalar,
-        "ndarray": None,  # only named, as an argument of _reconstruct
-        "dtype": lambda *args: NumberType(*args),  # not the class: a pickle could change it
-        "encode": lambda text, encoding: text.encode("latin1"),  # bytes in protocol 2
-        **{kind.__name__: kind for kind in (bytes, bytearray, set, frozenset, list, dict, tuple)},
-    }
-    MODULES = ("numpy", "numpy.core", "numpy._core", "builtins", "__builtin__", "_codecs")
-
-    def find_class(self, module, name):
-        package = module.removesuffix(".multiarray").removesuffix(".numeric")
-        if package not in self.MODULES or name not in self.ALLOWED:
-            raise ValueError(f"it calls {module}.{name}, which no data needs")
-        return self.ALLOWED[name]
-
-
-def find_archive(dl_studio, dataset_file):
-    """The path of an archive of shapes, dataroot/dataset_file, of images of 64x64."""
-    # DLStudio joins both as text, so dataroot may end with the beginning of the file name.
-    root = Path(dl_studio.dataroot).expanduser()
-    archive = root / dataset_file
-    joined = Path(f"{root}{dataset_file}")
-    if not archive.is_file() and joined.is_file():
-        archive = joined
-    if not archive.is_file():
-        raise FileNotFoundError(
-            f"{archive} is not there: take it from datasets_for_DLStudio.tar.gz of Avinash Kak's "
-            f"page (https://engineering.purdue.edu/kak/distDLS), or draw such images with "
-            f"python Datasets/make_purdue_shapes.py --out '{archive}' (in a script: "
-            f"PurdueShapes5MultiObjectDataset.generate)"
-        )
-    if list(dl_studio.image_size) != [64, 64]:
-        raise ValueError(f"image_size is {dl_studio.image_size}, but these images are [64, 64]")
-    return archive
-
-
-def open_archive(archive, num_images=None):
-    """(the ImageCache of an archive of shapes, whether SegStudio drew it)."""
-    data = archive.read_bytes()
-    generated = GENERATED.encode() in data[:64]  # the file name in the header of the gzip
-    if num_images is not None and num_images < 1:
-        raise ValueError(f"num_images is {num_images}; it must be 1 or more")
-    cache = open_cache(archive, data, num_images, lambda: read_archive(archive, data))
-    if num_images is not None and len(cache) < num_images:
-        raise ValueError(f"num_images is {num_images}, but {archive} has {len(cache)}")
-    return cache, generated
-
-
-def read_archive(archive, data):
-    """The items of an archive as records: their number, their type, and the records one by one."""
-    limit = 2**26 + 500 * len(data)  # images compress less than that: more is a gzip bomb
-    try:
-        with gzip.open(io.BytesIO(data)) as file:
-            content = file.read(limit + 1)
-        if len(content) > limit:
-            raise ValueError(f"it unpacks to more than {limit} bytes")
-        # encoding: archives of Python 2 hold bytes as text
-        items, label_map = ArchiveUnpickler(io.BytesIO(content), encoding="latin1").load()
-        if label_map != LABEL_MAP:
-            raise ValueError(f"its label_map is not {LABEL_MAP}")
-        if len(items) == 0:
-            raise ValueError("it has no images")
-        if isinstance(items, dict) and items.keys() != set(range(len(items))):
-            raise ValueError("its images are not numbered 0, 1, 2, ...")
-    except ValueError as error:
-        raise ValueError(f"{archive} is refused: {error}") from error
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise ValueError(
-            f"{archive} is not a complete gzip of a pickle of [dataset, label_map] "
-            f"({type(error).__name__}: {error}): download it again"
-        ) from error
-
-    def records():
-        for index in range(len(items)):
-            try:
-                yield pack_item(items[index])
-            except Exception as error:
-                raise ValueError(f"{archive}, item {index}: {error}") from error
-
-    return len(items), SHAPES, records()
-
-
-def pack_item(item):
-    """An item [R, G, B, mask_array, bbox_map] as a record; ValueError if it is not valid."""
-    if not isinstance(item, (list, tuple)) or len(item) != 5:
-        raise ValueError("it is not a list [R, G, B, mask_array, bbox_map]")
-    *channels, mask, box_map = item
-    record = np.zeros((), SHAPES)
-    for k, channel in enumerate(channels):
-        record["image"][k] = read_bytes(channel, f"channel {'RGB'[k]}")
-    if len(mask) != 5:
-        raise ValueError(f"its mask has {len(mask)} planes instead of 5")
-    values = tuple(LABEL_MAP.values())
-    for k, value in enumerate(values):
-        plane = record["mask"][k] = read_bytes(mask[k], f"mask plane {k}")
-        if not np.isin(plane, (0, value)).all():
-            raise ValueError(f"mask plane {k} has values other than 0 and {value}")
-    for key, boxes in box_map.items():
-        if key not in (*range(5), *values):
-            raise ValueError(f"bbox_map has keys other than 0..4 and {values}")
-        boxes = np.asarray(boxes)
-        if boxes.size == 0:
-            continue
-        if boxes.ndim != 2 or len(boxes) > 5 or boxes.shape[1] != 4:
-            raise ValueError(f"bbox_map[{key}] is not up to 5 boxes of 4 numbers")
-        if not np.isin(boxes, range(64)).all():
-            raise ValueError(f"bbox_map[{key}] has a corner that is not a pixel")
-        k = key if key in range(5) else values.index(key)
-        record["box"][: len(boxes), k] = boxes
-    return record
-
-
-def read_bytes(values, name):
-    """64x64 whole numbers 0..255 as an array; they come as a list, a list of rows or an array."""
-    try:
-        if isinstance(values, (list, tuple)):
-            rows = values if isinstance(values[0], (list, tuple)) else [values]
-            # bytes() is fast, and it refuses all but whole numbers 0..255.
-            return np.frombuffer(b"".join(map(bytes, rows)), np.uint8).reshape(64, 64)
-        with np.errstate(invalid="ignore"):
-            plane = np.asarray(values).astype(np.uint8)
-        if not np.array_equal(plane, values):
-            raise ValueError("numbers out of range")
-        return plane.reshape(64, 64)
-    except Exception as error:
-        raise ValueError(f"{name} is not 64x64 whole numbers 0..255 ({error})") from error
-
-
-class ArchiveItems(Mapping):
-    """The images of a cache in the archive's own form: {index: [R, G, B, mask_array, bbox_map]}."""
-
-    def __init__(self, cache):
-        self.cache = cache
-
-    def __len__(self):
-        return len(self.cache)
-
-    def __iter__(self):
-        return iter(range(len(self)))
-
-    def __getitem__(self, index):
-        red, green, blue = self.cache.images[index].reshape(3, -1).tolist()
-        boxes = self.cache.boxes[index]  # (5, 5, 4)
-        box_map = {k: boxes[boxes[:, k].any(axis=1), k].tolist() for k in range(5)}
-        return [red, green, blue, self.cache.masks[index].copy(), box_map]
-
-
-def pack_items(items):
-    """A cache in memory of items in the archive's form: a dict {index: item}, or a list."""
-    items = [items[index] for index in range(len(items))]
-    return MemoryCache(np.stack([pack_item(item) for item in items]))
-
-
-# ---- drawing shapes -----------------------------------------------------------------------------
-
-GENERATED = "generated by SegStudio"
-
-
-def load_shapes_archive(segmenter, part, number, sizes):
-    """The first `number` images of one part of the shapes; its archive is drawn if it is missing.
-
-    Small sets come from small archives, so that a first run starts at once.
-    """
-    dls = segmenter.dl_studio
-    names = {
-        f"PurdueShapes5MultiObject-{size}-{part}.gz": size
-        for size in [size for size in sizes if size >= number] or [number]
-    }
-    at_hand = [name for name in names if Path(dls.dataroot, name).expanduser().is_file()]
-    archive = [*at_hand, *names][0]  # the smallest at hand, else a new small one
-    make = segmenter.PurdueShapes5MultiObjectDataset
-    make.find_or_generate(dls.dataroot, archive)
-    # An archive of the wanted size may have fewer test images than its name says.
-    exact = part == "train" or names[archive] > number
-    return make(
-        dl_studio=dls,
-        segmenter=segmenter,
-        train_or_test=part,
-        dataset_file=archive,
-        num_images=number if exact else None,
-    )
-
-
-def find_or_generate_archive(archive, seed):
-    """The path of the archive; if it is missing, draw the number of images that its name says."""
-    if archive.is_file():
-        return archive
-    counts = [int(part) for part in archive.stem.split("-") if part.isdigit()]
-    if len(counts) != 1:
-        raise ValueError(
-            f"{archive} is not there, and its name does not say how many images to draw, as "
-            f"PurdueShapes5MultiObject-10000-train.gz does"
-        )
-    print(
-        f"{archive} is not there: drawing {counts[0]} images like Purdue's. This is a generated "
-        f"set, not the original."
-    )
-    part = archive.stem.rpartition("-")[2]
-    own_seed = {"test": 2 * seed + 1, "validation": 1_000_000 + seed}.get(part, 2 * seed)
-    return generate_archive(archive, counts[0], own_seed)
-
-
-def generate_archive(path, num_images, seed=0):
-    """Draw an archive of `num_images` pictures; the same seed draws the same ones."""
-    for name, value, least in (("num_images", num_images, 1), ("seed", seed, 0)):
-        if int(value) != value or value < least:
-            raise ValueError(f"{name} is {value}: it must be {least} or more")
-    path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    items = {}
-    for index in tqdm(range(num_images), desc=path.name, unit="image", disable=None):
-        image, mask, box_map = draw_shapes(seed, index)
-        items[index] = [*image.reshape(3, -1), mask, box_map]
-
-    def write(part):
-        with (
-            part.open("wb") as file,
-            # The header has a name, which marks the archive as generated (gzip -lN). It has no
-            # time: the same seed gives the same bytes.
-            gzip.GzipFile(GENERATED, "wb", 1, file, mtime=0) as packed,
-        ):
-            pickle.dump([items, LABEL_MAP], packed, protocol=3)
-
-    return write_atomically(path, write)
-
-
-def draw_shapes(seed, index):
-    """An image (3, 64, 64), its mask (5, 64, 64) and its boxes {class: [[x1, y1, x2, y2], ...]}.
-
-    Shapes are drawn one over the other, each completely inside the image. A shape that hides more
-    than half of another one, or leaves less than 6 pixels of its width or height visible, is drawn
-    again elsewhere. Mask and boxes are of the visible pixels.
-
-    Five images share one set of 15 shapes: they have 1, 2, 3, 4 and 5 shapes, and each class occurs
-    three times, small, medium and large. So sets of a few hundred images have nearly the same mean
-    of mask**2, and their losses can be compared.
-    """
-    deal = np.random.default_rng([seed, 0, index // 5])
-    ends = np.cumsum(deal.permutation(5) + 1)
-    cards = np.split(deal.permutation(15), ends)[index % 5].tolist()
-    rng = np.random.default_rng([seed, 1, index])
-    owner = np.zeros((64, 64), np.uint8)  # the number of the shape that is visible, 0 for none
-    areas = []
-    while len(areas) < len(cards):
-        size_class, shape = divmod(cards[len(areas)], 5)
-        rows, columns = shape_pixels(shape, size_class, rng)
-        sides = [np.ptp(rows) + 1, np.ptp(columns) + 1] if len(rows) else [0]
-        if min(sides) < 6 or max(sides) > 32:
-            continue
-        if min(rows.min(), columns.min()) < 0 or max(rows.max(), columns.max()) > 63:
-            continue
-        trial = owner.copy()
-        trial[rows, columns] = len(areas) + 1
-        visible = [trial == number + 1 for number in range(len(areas))]
-        if any(
-            2 * seen.sum() < area or min(seen.any(0).sum(), seen.any(1).sum()) < 6
-            for seen, area in zip(visible, areas, strict=True)
-        ):
-            continue
-        owner = trial
-        areas.append(len(rows))
-
-    colors = rng.integers(0, 256, (len(cards), 3))
-    bright = rng.integers(3, size=len(cards))  # one bright channel: no colour is near black
-    colors[range(len(cards)), bright] = rng.integers(128, 256, len(cards))
-    palette = np.vstack([np.zeros(3, np.uint8), colors]).astype(np.uint8)
-    image = palette[owner].transpose(2, 0, 1)  # (3, 64, 64)
-    mask = np.zeros((5, 64, 64), np.uint8)
-    box_map = {shape: [] for shape in range(5)}
-    for number, card in enumerate(cards, 1):
-        shape, seen = card % 5, owner == number
-        mask[shape][seen] = 50 * (shape + 1)
-        x1, x2 = np.flatnonzero(seen.any(axis=0))[[0, -1]].tolist()
-        y1, y2 = np.flatnonzero(seen.any(axis=1))[[0, -1]].tolist()
-        box_map[shape].append([x1, y1, x2, y2])
-    return image, mask, box_map
-
-
-def shape_pixels(shape, size_class, rng):
-    """The rows and columns of the pixels of a shape of random size, place and angle."""
-    radius = 4 + 12 * ((size_class + rng.random()) / 3) ** 2.3  # gives a mean of mask**2 of 467
-    turn = rng.uniform(-np.pi, np.pi)
-    row, column = rng.uniform(radius / 2, 63 - radius / 2, 2)
-    if shape == 2:
-        return skimage.draw.disk((row, column), radius)
-    if shape == 3:
-        short = radius * rng.uniform(0.45, 0.7)
-        return skimage.draw.ellipse(row, column, radius, short, rotation=turn)
-    reach = 1
-    if shape == 0:
-        diagonal = rng.uniform(0.4, 0.9)  # half the angle between the diagonals: how slim it is
-        angles = np.array([diagonal, np.pi - diagonal, np.pi + diagonal, -diagonal])
-    elif shape == 1:
-        angles = np.arange(3) * 2 * np.pi / 3 + rng.uniform(-0.3, 0.3, 3)
-    else:  # every second corner of a star is near its centre
-        angles = np.arange(10) * np.pi / 5
-        reach = np.tile([1, 0.45], 5)
-    rows = row + radius * reach * np.sin(angles + turn)
-    columns = column + radius * reach * np.cos(angles + turn)
-    return skimage.draw.polygon(rows, columns)
-
-
-# ---- folders that Datasets/prepare_coco.py wrote ------------------------------------------------
-
-PREPARED = "SegStudio COCO, one object per image, 1"
-
-
-def read_manifest(folder, split, image_size):
-    """The checked manifest.json of a prepared folder: a list of its images and their classes."""
-    file = folder / "manifest.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"There is no {file}; make the folder with Datasets/prepare_coco.py --split {split}."
-        )
-    try:
-        manifest = json.loads(file.read_bytes())
-        options = manifest["options"]
-        side = options["image_size"]
-        if manifest["format"] != PREPARED or not manifest["samples"] or not options["classes"]:
-            raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{file} is not a manifest of prepared COCO images; prepare again."
-        ) from None
-    if split not in ("train", "test"):
-        raise ValueError(f"train_or_test is {split!r}, not 'train' or 'test'.")
-    if options["split"] != split:
-        raise ValueError(
-            f"{folder} holds the {options['split']} images, not {split}; give the folder prepared "
-            f"with that --split."
-        )
-    if list(image_size) != [side, side]:
-        raise ValueError(
-            f"{folder} holds images of [{side}, {side}], but image_size is {list(image_size)}; "
-            f"prepare with that --image-size."
-        )
-    return manifest
-
-
-def check_mask_value(value):
-    if value not in range(1, 256):
-        raise ValueError(f"mask_value is {value!r}, not a whole number from 1 to 255.")
-    return value
-
-
-def open_prepared_folder(folder, manifest, num_images):
-    """The ImageCache of a prepared folder. The manifest holds a checksum of every picture."""
-    if num_images is not None and num_images < 1:
-        raise ValueError(f"num_images is {num_images!r}; it must be 1 or more, or None.")
-    options, samples = manifest["options"], manifest["samples"]
-    side = options["image_size"]
-    record_type = ImageCache.record_type(classes=1, height=side, width=side, boxes=1)
-
-    def read_records():
-        for sample, kind in itertools.product(samples, ("image", "mask")):
-            if not (folder / sample[kind]).is_file():
-                raise FileNotFoundError(f"{folder / sample[kind]} is missing; prepare again.")
-        return len(samples), record_type, records()
-
-    def records():
-        for sample in samples:
-            image = read_prepared_png(folder, sample, "image", side)  # (H, W, 3)
-            mask = read_prepared_png(folder, sample, "mask", side) > 0  # (H, W)
-            record = np.zeros((), record_type)
-            record["image"] = image.transpose(2, 0, 1)
-            record["mask"] = mask
-            box = torchvision.ops.masks_to_boxes(torch.from_numpy(mask)[None])
-            record["box"] = box.numpy()
-            record["category"] = options["classes"].index(sample["category"])
-            yield record
-
-    content = (folder / "manifest.json").read_bytes()
-    return open_cache(folder / options["split"], content, num_images, read_records)
-
-
-def read_prepared_png(folder, sample, kind, side):
-    """One picture of a prepared folder; ValueError if it is not the one that was written."""
-    file = folder / sample[kind]
-    content = file.read_bytes()
-    if hashlib.sha256(content).hexdigest() != sample[f"{kind}_sha256"]:
-        raise ValueError(f"{file} is not the file that was prepared; prepare again.")
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
-        mode = {"image": "RGB", "mask": "L"}[kind]
-        if picture.size != (side, side) or picture.mode != mode:
-            raise ValueError(f"{file} is not an 8-bit {kind} of {side}x{side}; prepare again.")
-        return np.array(picture)
-
-
-# ---- how an output is read ----------------------------------------------------------------------
-
-
-def innermost(dataset):
-    """The dataset inside any number of torch's Subsets."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return dataset
-
-
-def loader_at_hand(segmenter):
-    """A loader of the training images or, if there are none, of the test images."""
-    given = (
-        segmenter.train_dataloader,
-        segmenter.dataserver_train,
-        segmenter.test_dataloader,
-        segmenter.dataserver_test,
-    )
-    data = next((data for data in given if data is not None), None)
-    return data if data is None or isinstance(data, DataLoader) else DataLoader(data)
-
-
-def find_mask_values(loader, classes):
-    """The value of a set pixel in each mask plane: the largest one in the first images.
-
-    The dataset's own `mask_values` only count for planes that are empty there: a student's
-    subclass may return other masks than its parent.
-    """
-    if loader is None:
-        return [50 * (k + 1) for k in range(classes)]  # DLStudio's
-    declared = getattr(innermost(loader.dataset), "mask_values", None)
-    reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
-    found = None
-    with random_numbers_kept():
-        for batch in itertools.islice(reader, 50):
-            largest = batch["mask_tensor"].amax(dim=(0, 2, 3))  # (C,)
-            found = largest if found is None else torch.maximum(found, largest)
-            if (found > 0).all():
-                break
-    found = found.tolist()
-    if declared is None or len(declared) != len(found):
-        declared = [max(found) or 1] * len(found)
-    return [value or other for value, other in zip(found, declared, strict=True)]
-
-
-def expects_logits(criterion):
-    """Whether a loss reads outputs as logits, so that its masks are 0 and 1."""
-    return getattr(criterion, "logits", isinstance(criterion, nn.BCEWithLogitsLoss))
-
-
-@contextlib.contextmanager
-def random_numbers_kept():
-    """Restore the random states of torch, numpy and random after the block."""
-    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-
-
-def read_state_dict(path, net, device):
-    """The state dict in a file; ValueError if it is not one of this network."""
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        mine = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-        saved = {name: tuple(value.shape) for name, value in state.items()}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-        reason = (str(error) or "the file is cut off").splitlines()[0]
-        raise ValueError(f"{path.absolute()} is not a saved model: {reason}") from None
-    different = [name for name in [*mine, *saved] if mine.get(name) != saved.get(name)]
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"{path.absolute()} holds the weights of another network ({len(saved)} tensors, this "
-            f"one has {len(mine)}; {name} is {saved.get(name, 'missing')} there and "
-            f"{mine.get(name, 'missing')} here): build the network with the depth, width and "
-            f"channels it was trained with"
-        )
-    return state
-
-
-def read_network_settings(run):
-    """(class name, arguments) of the network of a run's folder, from its settings.json."""
-    try:
-        settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
-        return settings["network"]["class"], settings["network"]["arguments"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(
-            f"{run.absolute()} is not the folder of a run: it has no settings.json"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{run / 'settings.json'} is damaged: {error!r}") from None
-
-
-# ---- the record of a training -------------------------------------------------------------------
-
-MEMORY_FORMATS = {False: torch.contiguous_format, True: torch.channels_last}
-
-
-def use_bf16(precision, device):
-    """Whether to compute in bfloat16; "auto" asks the hardware."""
-    if precision not in ("fp32", "bf16", "auto"):
-        raise ValueError(f'precision is "fp32", "bf16" or "auto", not {precision!r}')
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.11
-    in_use = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL")  # a user may hide a part of the CPU
-    hidden = not any(word in in_use.upper() for word in ("ALL", "DEFAULT", "BF16", "AMX"))
-    return device.type == "cpu" and bool(capabilities.get("avx512_bf16", False)) and not hidden
-
-
-def evaluation_split(segmenter, evaluate_on):
-    """(the training loader, the loader to evaluate on during training)."""
-    loader = segmenter.train_dataloader
-    dataset = segmenter.dataserver_validation if evaluate_on is None else evaluate_on
-    if dataset is None:
-        raise ValueError(
-            "evaluate_every needs images to evaluate on: give evaluate_on=0.1 (a share of the "
-            "training images, kept out of training) or a Dataset"
-        )
-    if isinstance(dataset, numbers.Real):
-        loader, dataset = hold_out(loader, dataset)
-    return loader, DataLoader(
-        dataset,
-        loader.batch_size or segmenter.dl_studio.batch_size,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-        generator=torch.Generator().manual_seed(0),  # else it would draw from the global one
-    )
-
-
-def hold_out(loader, share):
-    """(a loader like `loader` without a fixed part of its images, a Dataset of that part)."""
-    sampler = loader.sampler
-    shuffles = type(sampler) is torch.utils.data.RandomSampler
-    if shuffles:  # as DataLoader(shuffle=True) makes one
-        plain = (
-            not sampler.replacement
-            and sampler.num_samples == len(loader.dataset)
-            and sampler.generator is loader.generator
-        )
-    else:
-        plain = type(sampler) is torch.utils.data.SequentialSampler
-    if not plain or loader.batch_size is None:
-        raise ValueError(
-            "a share of the images cannot be held out of a loader with a sampler of your own: "
-            "give evaluate_on= a Dataset"
-        )
-    total = len(loader.dataset)
-    number = round(total * share)
-    if not 0 < number < total:
-        raise ValueError(
-            f"evaluate_on={share} of {total} training images leaves one part empty: give more "
-            f"images or another share"
-        )
-    # The seed does not matter: all runs of a comparison hold out the same images.
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).tolist()
-    kept, held_out = sorted(order[number:]), sorted(order[:number])
-    training = DataLoader(
-        Subset(loader.dataset, kept),
-        loader.batch_size,
-        shuffle=shuffles,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        drop_last=loader.drop_last,
-        worker_init_fn=loader.worker_init_fn,
-        generator=loader.generator,
-    )
-    return training, Subset(loader.dataset, held_out)
-
-
-class Optimizers:
-    """Several optimizers, each with its own parameters, that are used as one."""
-
-    def __init__(self, optimizers):
-        self.optimizers = list(optimizers)
-
-    @property
-    def param_groups(self):
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def zero_grad(self):
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-
-    def step(self):
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def state_dict(self):
-        return {str(k): optimizer.state_dict() for k, optimizer in enumerate(self.optimizers)}
-
-    def load_state_dict(self, state):
-        for k, optimizer in enumerate(self.optimizers):
-            optimizer.load_state_dict(state[str(k)])
-
-
-def make_optimizer(optimizer, net, dls):
-    """The optimizer of a training: the one that is given, or else SGD."""
-    if optimizer is None:
-        return torch.optim.SGD(net.parameters(), lr=dls.learning_rate, momentum=dls.momentum)
-    if isinstance(optimizer, (list, tuple)):
-        return Optimizers(optimizer)
-    if isinstance(optimizer, (torch.optim.Optimizer, Optimizers)):
-        return optimizer
-    return optimizer(net.parameters())
-
-
-class FractionSchedule:
-    """A learning rate that follows a function of the fraction of training done, 0 to 1.
-
-    torch's schedulers count iterations. In a training bounded by time their number is unknown.
-    """
-
-    def __init__(self, function, optimizer, recorder):
-        self.function, self.optimizer, self.recorder = function, optimizer, recorder
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-        self.set(recorder.fraction_done())
-
-    def set(self, fraction):
-        factor = self.function(min(fraction, 1.0))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-
-    def step(self):
-        self.set(self.recorder.fraction_done(more=1))  # the recorder has not counted this one yet
-
-
-def make_scheduler(scheduler, optimizer, recorder):
-    if scheduler is None or hasattr(scheduler, "step"):
-        return scheduler
-    return FractionSchedule(scheduler, optimizer, recorder)
-
-
-class TrainingHistory:
-    """The record of a training: one row for each interval, with losses, seconds and scores.
-
-    A row is a dict with epoch, iteration (counted over all epochs), seconds (of training, without
-    evaluations), loss (mean over the interval) and learning_rate. A loss of several terms adds the
-    mean of each term and grad_norm_TERM, the norm of its gradient at the output in the last batch
-    of the interval. An evaluation adds its scores. losses.csv in the run's folder is this table.
-    """
-
-    def __init__(self, loss_name):
-        self.loss_name = loss_name
-        self.rows = []
-        self.iterations = 0
-        self.seconds = 0.0
-
-    @property
-    def losses(self) -> list:
-        """The mean loss of each interval, as DLStudio prints it."""
-        return [loss for _, loss in self.column("loss")]
-
-    def column(self, name: str) -> list:
-        """[(iteration, value), ...] of the rows that have a value of that name."""
-        return [(row["iteration"], row[name]) for row in self.rows if name in row]
-
-    def add(self, **values):
-        """Add values to the row of this iteration; make that row if there is none."""
-        if not self.rows or self.rows[-1]["iteration"] != self.iterations:
-            self.rows.append({"iteration": self.iterations, "seconds": round(self.seconds, 3)})
-        self.rows[-1].update(values)
-
-    def write_csv(self, path):
-        """Write the rows as a table; a cell without a value stays empty."""
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, columns)
-            table.writeheader()
-            table.writerows(self.rows)
-
-
-class TrainingRecorder:
-    """The bookkeeping of a training: progress, log, history, evaluation, checkpoint, time limit.
-
-    The training loop runs over epochs() and calls after_step() once for each batch.
-    """
-
-    def __init__(
-        self,
-        dl_studio,
-        net,
-        criterion,
-        optimizer,
-        loader,
-        *,
-        max_seconds=None,
-        log_every=500,
-        on_log=None,
-        evaluate_every=None,
-        evaluate=None,
-        order=None,
-    ):
-        options = {
-            "log_every": log_every, "max_seconds": max_seconds, "evaluate_every": evaluate_every
-        }  # fmt: skip
-        for name, value in options.items():
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is above 0, not {value!r}")
-        self.dl_studio = dl_studio
-        self.net = net
-        self.criterion = criterion
-        self.optimizer = optimizer
-        self.loader = loader
-        self.max_seconds = max_seconds
-        self.log_every = log_every
-        self.on_log = on_log
-        self.evaluate_every = evaluate_every
-        self.evaluate = evaluate
-        self.order = order  # the generator of the image order, if SegStudio made it
-        self.seed = dl_studio.seed
-        self.scheduler = None
-        self.history = TrainingHistory(getattr(criterion, "name", type(criterion).__name__))
-        self.epochs_done = 0
-        self.first = 0  # iterations done before resuming
-        self.iterations = None if max_seconds else dl_studio.epochs * len(loader)
-        self.losses = torch.zeros(log_every, device=dl_studio.device)
-        self.terms = defaultdict(float)
-        self.count = 0  # iterations since the last line of the log
-
-    # ---- what the loop calls ----
-
-    def epochs(self):
-        """Count the epochs until the last one is done, or the time is up."""
-        self.first = self.history.iterations  # not 0 after resuming
-        self.clock = time.perf_counter() - self.history.seconds
-        with tqdm(
-            total=self.iterations, initial=self.first, disable=None, dynamic_ncols=True,
-            unit="iteration", leave=False,
-        ) as self.bar:  # fmt: skip
-            while not self.finished:
-                if self.order is not None:  # an epoch has the same order, resumed or not
-                    self.order.manual_seed(1_000_003 * self.seed + self.epochs_done)
-                yield self.epochs_done + 1
-                if self.count:
-                    self.write_log()
-                self.epochs_done += 1
-                with self.off_the_clock():
-                    self.save_checkpoint()
-
-    def after_step(self, loss, output, masks):
-        """Record the loss of one step; log and evaluate at the set intervals."""
-        self.losses[self.count] = loss.detach()
-        self.count += 1
-        self.history.iterations += 1
-        self.history.seconds = time.perf_counter() - self.clock
-        self.output, self.masks = output.detach(), masks
-        for name, value in getattr(self.criterion, "latest_terms", {}).items():
-            self.terms[name] += value.detach()
-        self.bar.update()
-        # Reading a value makes the CPU wait for the GPU, so this happens every 50 steps there.
-        if self.losses.is_cpu or self.count % 50 == 1:
-            self.stop_unless_finite()
-            self.bar.set_postfix(loss=f"{self.losses[self.count - 1]:.4g}", refresh=False)
-        self.estimate_time()
-        if self.count == self.log_every:
-            self.write_log()
-        if self.evaluate_every and self.history.iterations % self.evaluate_every == 0:
-            with self.off_the_clock():
-                scores = self.evaluate().compute()
-                names = ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_iou")
-                self.history.add(**{name: scores[name] for name in names})
-                self.save_history()
-
-    @property
-    def finished(self):
-        return self.fraction_done() >= 1
-
-    def fraction_done(self, more=0):
-        """The fraction of the training that is done, after `more` further iterations."""
-        if self.max_seconds:
-            return self.history.seconds / self.max_seconds
-        return (self.history.iterations + more) / self.iterations
-
-    # ---- the beginning and the end ----
-
-    def begin(self, scheduler, facts, resume):
-        """Load the checkpoint if resume is True, write settings.json, and log the start."""
-        self.scheduler = scheduler
-        if resume:
-            self.load_checkpoint()
-        if not (self.dl_studio.run_dir / "model.pt").exists():  # else keep that model's
-            self.dl_studio.write_json("settings.json", facts)
-        device = facts["machine"]["device"]
-        self.dl_studio.log(f"Training on {device} with the {self.history.loss_name} loss")
-
-    def end(self, facts):
-        """Call after the model is saved: write its settings.json and delete the checkpoint."""
-        self.dl_studio.log("\nFinished Training\n")
-        self.dl_studio.write_json("settings.json", facts)
-        (self.dl_studio.run_dir / "checkpoint.pt").unlink(missing_ok=True)
-
-    # ---- the log ----
-
-    def write_log(self):
-        """One line of the log and one row of losses.csv for the iterations since the last one."""
-        self.stop_unless_finite()  # before anything is saved
-        loss = self.losses[: self.count].mean().item()
-        epochs = self.dl_studio.epochs if self.iterations else "?"
-        iteration = self.history.iterations - self.epochs_done * len(self.loader)
-        self.history.add(
-            epoch=self.epochs_done + 1,
-            loss=loss,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
-            **{name: float(value) / self.count for name, value in self.terms.items()},
-            **{f"grad_norm_{name}": norm for name, norm in self.gradient_norms().items()},
-        )
-        self.dl_studio.log(
-            f"[epoch={self.epochs_done + 1}/{epochs}, iter={iteration:4d}  elapsed_time="
-            f"{self.history.seconds:3.0f} secs]   {self.history.loss_name} loss: {loss:.3f}"
-        )
-        self.count = 0
-        self.terms.clear()
-        with self.off_the_clock():
-            self.save_history()
-            if self.on_log is not None:
-                self.on_log(self.history, self.net)
-
-    def gradient_norms(self):
-        """{term: norm of its gradient at the output}, for the last batch."""
-        if not hasattr(self.criterion, "terms"):
-            return {}
-        output = self.output.float().requires_grad_()
-        with torch.enable_grad():
-            terms = self.criterion.terms(output, self.masks)
-            return {
-                name: torch.autograd.grad(term, output, retain_graph=True)[0].norm().item()
-                for name, term in terms.items()
-            }
-
-    def stop_unless_finite(self):
-        bad = (~torch.isfinite(self.losses[: self.count])).nonzero()
-        if len(bad) == 0:
-            return
-        iteration = self.history.iterations - self.count + int(bad[0]) + 1
-        low, high = self.output.float().aminmax()
-        rate = self.optimizer.param_groups[0]["lr"]
-        raise FloatingPointError(
-            f"the {self.history.loss_name} loss became {self.losses[bad[0]].item():g} at iteration "
-            f"{iteration} (outputs from {low:.4g} to {high:.4g}), so no model was saved: try a "
-            f"learning rate ten times smaller than {rate:g}, clip_grad_norm=1.0, masks of 0 and 1, "
-            f"or another loss"
-        )
-
-    def estimate_time(self):
-        """Log how long the training takes, measured on ten iterations after the first three."""
-        done_here = self.history.iterations - self.first
-        if done_here == 3:
-            self.third = self.history.seconds  # the first iterations are slower
-        if done_here == 13 and self.iterations is not None:
-            each = (self.history.seconds - self.third) / 10
-            left = (self.iterations - self.history.iterations) * each
-            self.dl_studio.log(
-                f"Training takes about {left / 60:.1f} more minutes: {self.iterations} iterations "
-                f"of {1000 * each:.0f} ms (measured on ten of them)"
-            )
-
-    @contextlib.contextmanager
-    def off_the_clock(self):
-        paused = time.perf_counter()
-        yield
-        self.clock += time.perf_counter() - paused
-
-    # ---- files ----
-
-    def save_history(self):
-        path = self.dl_studio.run_dir / "losses.csv"
-        self.dl_studio.write_atomically(path, self.history.write_csv)
-
-    def parts(self):
-        """The objects whose state a resumed training needs."""
-        parts = {"net": self.net, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
-
-    def save_checkpoint(self):
-        """Write checkpoint.pt: everything that a resumed training needs."""
-        state = {name: part.state_dict() for name, part in self.parts().items()}
-        state["epochs_done"] = self.epochs_done
-        state["seed"] = self.seed
-        state["history"] = vars(self.history)
-        state["random"] = torch.get_rng_state()
-        path = self.dl_studio.run_dir / "checkpoint.pt"
-        self.dl_studio.write_atomically(path, lambda part: torch.save(state, part))
-
-    def load_checkpoint(self):
-        """Continue from checkpoint.pt, if there is one."""
-        path = self.dl_studio.run_dir / "checkpoint.pt"
-        if not path.exists():
-            return
-        try:
-            state = torch.load(path, map_location=self.dl_studio.device, weights_only=True)
-            for name, part in self.parts().items():
-                part.load_state_dict(state[name])
-            torch.set_rng_state(state["random"].cpu())
-            vars(self.history).update(state["history"])
-            self.epochs_done = state["epochs_done"]
-            self.seed = self.seed if state["seed"] is None else state["seed"]
-        except Exception as error:  # torch.load raises nearly anything on a damaged file
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(
-                f"{path.absolute()} is not a checkpoint of this network and optimizer ({reason}): "
-                f"remove it to start again"
-            ) from None
-        if isinstance(self.scheduler, FractionSchedule):
-            self.scheduler.set(self.fraction_done())
-        self.dl_studio.log(f"Resuming after epoch {self.epochs_done}")
-
-
-def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16):
-    """The content of settings.json: everything needed to repeat a run."""
-    net, loader = recorder.net, recorder.loader
-    options = {
-        "scheduler": scheduler.function if isinstance(scheduler, FractionSchedule) else scheduler,
-        "augment": augment,
-        "clip_grad_norm": clip_grad_norm,
-        "evaluate_every": recorder.evaluate_every,
-        "log_every": recorder.log_every,
-    }
-    optimizers = getattr(recorder.optimizer, "optimizers", [recorder.optimizer])
-    return {
-        "command": sys.argv,
-        "settings": {name: value for name, value in vars(dls).items() if name[0] != "_"},
-        "network": {
-            "class": type(net).__name__,
-            "arguments": getattr(net, "arguments", None),
-            "parameters": sum(p.numel() for p in net.parameters()),
-        },
-        "training": {
-            "loss": recorder.history.loss_name,
-            "loss_options": {
-                name: value
-                for name, value in vars(recorder.criterion).items()
-                if isinstance(value, (str, int, float, tuple)) and name[0] != "_"
-            },
-            "options": {name: repr(value) for name, value in options.items()},
-            "optimizer": " and ".join(type(optimizer).__name__ for optimizer in optimizers),
-            "optimizer_settings": {
-                name: value
-                for name, value in optimizers[0].param_groups[0].items()
-                if name != "params"
-            },
-            "precision": "bf16" if bf16 else "fp32",
-            "images": len(loader.dataset),
-            "batch_size": loader.batch_size,
-            "max_seconds": recorder.max_seconds,
-        },
-        "data": {
-            "class_names": spec["class_names"],
-            "mask_values": spec["mask_values"],
-            "source": data_source(innermost(loader.dataset)),
-        },
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "device": device_name(dls.device),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "segstudio": __version__,
-        },
-    }
-
-
-def data_source(dataset):
-    """Where the images come from, as text; it says so if SegStudio drew them."""
-    if hasattr(dataset, "manifest"):
-        return dataset.manifest.get("description") or "prepared COCO images"
-    if getattr(dataset, "generated", False):
-        return "generated by SegStudio, not the original"
-    return type(dataset).__name__
-
-
-def device_name(device):
-    if device.type == "cuda":
-        return f"the GPU ({torch.cuda.get_device_name(device)})"
-    if device.type == "mps":
-        return "the GPU (Apple MPS)"
-    return f"the CPU ({torch.get_num_threads()} threads)"
+    # ==== for the examples: files and flags ======================================================
+
+    write_atomically = staticmethod(backstage.write_atomically)
+    example_flags = staticmethod(backstage.example_flags)
+    run_example = staticmethod(backstage.run_example)

@@ -3,11 +3,13 @@
 import ast
 import difflib
 import inspect
+import re
 import symtable
 import textwrap
 from pathlib import Path
 
 from SegStudio import SegStudio as package
+from SegStudio import backstage
 from SegStudio.SegStudio import __file__ as MODULE_FILE
 
 
@@ -16,9 +18,11 @@ def show_class(name: str) -> str:
 
     Errors: ValueError for an unknown name; the message suggests the nearest one.
     """
-    module = Module(Path(MODULE_FILE).read_text(encoding="utf-8"))
+    files = (MODULE_FILE, backstage.__file__)
+    module = Module("\n".join(Path(file).read_text(encoding="utf-8") for file in files))
     cls = find_class(name)
     text = textwrap.dedent(inspect.getsource(cls))
+    text = re.sub(r"\bbackstage\.(?=\w)", "", text)  # in the copy, helpers stand above the class
     names = module.names_needed(text)
     parts = [
         f'"""{name}, copied from SegStudio (python -m SegStudio show {name})."""',
@@ -42,7 +46,7 @@ def find_class(name):
 
 
 class Module:
-    """The module's text, split into imports and top-level definitions by name."""
+    """The text of module and backstage, split into imports and top-level definitions by name."""
 
     def __init__(self, source):
         self.source = source

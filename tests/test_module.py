@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from SegStudio import SegStudio
+from SegStudio import SegStudio, backstage
 from SegStudio import SegStudio as package
 from SegStudio.__main__ import main
 from SegStudio.show import show_class
@@ -169,7 +170,17 @@ def test_the_lecture_comes_first_and_in_its_order():
     places = [line_of(f"# ==== §{number} ") for number in range(1, 8)]
     assert places == sorted(places)
     assert line_of("# ==== §2 NETWORKS") <= 450, "the first network is within reach"
-    assert places[-1] < line_of("# ==== §8 BACKSTAGE =")
+    assert line_of("# ==== §7 FIGURES") < line_of("# ==== for the examples")
+
+
+def test_the_flat_file_works_as_in_notebooks_that_add_its_folder_to_the_path(tmp_path):
+    code = "from SegStudio import *; print(SegStudio.SemanticSegmentation.mUnet(depth=2).depth)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(MODULE.parent)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1"]
 
 
 def test_losses_come_before_the_one_that_combines_them():
@@ -193,9 +204,8 @@ def test_the_loop_and_the_step_stand_in_one_place():
 
 
 def test_one_class_holds_all_that_is_taught():
-    taught = [node for node in TREE.body if node.lineno < line_of("# ==== §8 BACKSTAGE =")]
-    assert [node.name for node in taught if isinstance(node, ast.ClassDef)] == ["SegStudio"]
-    assert not [node for node in taught if isinstance(node, ast.FunctionDef)]
+    assert [node.name for node in TREE.body if isinstance(node, ast.ClassDef)] == ["SegStudio"]
+    assert not [node for node in TREE.body if isinstance(node, ast.FunctionDef)]
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -230,5 +240,4 @@ def test_a_public_method_has_type_hints_and_a_docstring(name):
 
 
 def test_importing_needs_no_window_and_the_facts_of_the_shapes_stand_in_one_place():
-    backstage = sys.modules[package.__module__]
     assert Segmentation.PurdueShapes5MultiObjectDataset.label_map == backstage.LABEL_MAP

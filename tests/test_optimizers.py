@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from SegStudio import SegStudio
+from SegStudio import SegStudio, backstage
 
 Segmentation = SegStudio.SemanticSegmentation
 Muon = Segmentation.Muon
-MODULE = sys.modules[SegStudio.__module__]
 
 
 def train(segmenter, net, loss="BCEDice", **options):
@@ -287,9 +286,9 @@ def test_training_seconds_keep_a_script_within_its_time(monkeypatch):
     """The clock runs since the import: what was drawn, loaded and trained before counts."""
     flags = flags_of(monkeypatch, "--quick", quick_seconds=100)
     for passed, left, expected in ((0, 1, 85), (20, 1, 65), (20, 2, 25), (60, 2, 5), (300, 1, 5)):
-        monkeypatch.setattr(MODULE, "STARTED", time.perf_counter() - passed)
+        monkeypatch.setattr(backstage, "STARTED", time.perf_counter() - passed)
         assert flags.training_seconds(left) == pytest.approx(expected, abs=0.5)
-    monkeypatch.setattr(MODULE, "STARTED", time.perf_counter())
+    monkeypatch.setattr(backstage, "STARTED", time.perf_counter())
     assert flags.training_seconds(reserve=40) == pytest.approx(60, abs=0.5)
 
 

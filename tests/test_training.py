@@ -7,7 +7,6 @@ import json
 import math
 import pickle
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from SegStudio import SegStudio
+from SegStudio import SegStudio, backstage
 
 Segmentation = SegStudio.SemanticSegmentation
 
@@ -731,7 +730,6 @@ def test_an_overlay_shows_pixels_of_several_classes_in_colour():
 
 @pytest.mark.parametrize(("hidden", "expected"), [("AVX2", False), ("ALL", True), (None, True)])
 def test_auto_precision_heeds_a_cpu_that_is_hidden_in_part(monkeypatch, hidden, expected):
-    backstage = sys.modules[SegStudio.__module__]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if hidden:
