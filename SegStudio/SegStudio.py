@@ -575,32 +575,28 @@ class SegStudio:
                 self.width = width
                 self.input_scale = input_scale
 
-                def down(in_ch, out_ch, downsample=False):
-                    return self.SkipBlockDN(in_ch, out_ch, downsample, skip_connections)
-
-                def up(in_ch, out_ch, upsample=False):
-                    return self.SkipBlockUP(
-                        in_ch, out_ch, upsample, skip_connections, upsampling=upsampling
-                    )
-
                 # The names keep DLStudio's numbers of channels, 64 and 128, for any width.
                 w = width
+                n = self.depth
+                DN, UP = self.SkipBlockDN, self.SkipBlockUP
+                down = {"skip_connections": skip_connections}
+                up = {"skip_connections": skip_connections, "upsampling": upsampling}
                 self.pool = nn.MaxPool2d(2)
                 self.conv_in = nn.Conv2d(3, w, 3, padding=1)
                 self.bn1DN = nn.BatchNorm2d(w)
                 self.bn2DN = nn.BatchNorm2d(2 * w)
-                self.skip64DN_arr = nn.ModuleList(down(w, w) for _ in range(self.depth))
-                self.skip64dsDN = down(w, w, downsample=True)
-                self.skip64to128DN = down(w, 2 * w)
-                self.skip128DN_arr = nn.ModuleList(down(2 * w, 2 * w) for _ in range(self.depth))
-                self.skip128dsDN = down(2 * w, 2 * w, downsample=True)
+                self.skip64DN_arr = nn.ModuleList(DN(w, w, **down) for _ in range(n))
+                self.skip64dsDN = DN(w, w, downsample=True, **down)
+                self.skip64to128DN = DN(w, 2 * w, **down)
+                self.skip128DN_arr = nn.ModuleList(DN(2 * w, 2 * w, **down) for _ in range(n))
+                self.skip128dsDN = DN(2 * w, 2 * w, downsample=True, **down)
                 self.bn1UP = nn.BatchNorm2d(2 * w)
                 self.bn2UP = nn.BatchNorm2d(w)
-                self.skip64UP_arr = nn.ModuleList(up(w, w) for _ in range(self.depth))
-                self.skip64usUP = up(w, w, upsample=True)
-                self.skip128to64UP = up(2 * w, w)
-                self.skip128UP_arr = nn.ModuleList(up(2 * w, 2 * w) for _ in range(self.depth))
-                self.skip128usUP = up(2 * w, 2 * w, upsample=True)
+                self.skip64UP_arr = nn.ModuleList(UP(w, w, **up) for _ in range(n))
+                self.skip64usUP = UP(w, w, upsample=True, **up)
+                self.skip128to64UP = UP(2 * w, w, **up)
+                self.skip128UP_arr = nn.ModuleList(UP(2 * w, 2 * w, **up) for _ in range(n))
+                self.skip128usUP = UP(2 * w, 2 * w, upsample=True, **up)
                 # A kernel with stride 2 and dilation 2 reaches only even rows and columns: one
                 # pixel in four. With dilation 1 it reaches every pixel.
                 gap = 2 if upsampling == "strided" else 1
