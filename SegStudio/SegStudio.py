@@ -53,6 +53,8 @@ else:  # the folder of this file is on sys.path
     import backstage
 
 __version__ = backstage.__version__
+__all__ = ["SegStudio", *backstage.DLSTUDIO_MODULES]  # a star import gives what DLStudio's gave
+__getattr__ = backstage.dlstudio_module
 
 
 class SegStudio:
@@ -171,7 +173,7 @@ class SegStudio:
         return Figure(**options)
 
     def save_figure(self, figure: Figure, name: str) -> Path:
-        """Save a figure in the run's folder; with show=True, open its window."""
+        """Save a figure in the run's folder. A notebook shows it; show=True opens its window."""
         path = self.run_dir / name
         self.write_atomically(
             path, lambda part: figure.savefig(part, format="png", bbox_inches="tight")
@@ -181,10 +183,14 @@ class SegStudio:
 
             plt.show()
             plt.close(figure)
+        else:
+            backstage.show_inline(path)
         return path
 
     def display_tensor_as_image(self, tensor: torch.Tensor, title: str = "") -> None:
-        """Save a tensor as a picture in the run's folder; with show=True, open it in a window.
+        """Save a tensor as a picture in the run's folder and log the path of its file.
+
+        A notebook shows it under the cell; show=True opens it in a window.
 
         Integer tensors hold values from 0 to 255, float tensors from 0 to 1; other values are
         clipped. As in DLStudio, a float tensor with minimum -1 and maximum 1 counts as a normalized
@@ -203,9 +209,10 @@ class SegStudio:
                 f"not {tuple(tensor.shape)}"
             )
         picture = tensor.detach().cpu().float()
+        title = str(title)
         if (picture.min().item(), picture.max().item()) == (-1.0, 1.0):
             picture = picture / 2.0 + 0.5
-        elif not tensor.is_floating_point():
+        elif not tensor.is_floating_point() and tensor.dtype != torch.bool:
             picture = picture / 255
         if picture.shape[0] == 3:
             picture = picture.clamp(0, 1)
@@ -217,7 +224,8 @@ class SegStudio:
         axes.set_title(title)
         axes.set_axis_off()
         slug = re.sub(r"\W+", "-", title).strip("-")[:60]
-        self.save_figure(figure, f"display-{self._displayed:03d}{'-' + slug if slug else ''}.png")
+        name = f"display-{self._displayed:03d}{'-' + slug if slug else ''}.png"
+        self.log(f"Picture: {self.save_figure(figure, name)}")
 
     class SemanticSegmentation(nn.Module):
         """An experiment in semantic segmentation: data, networks, losses, scores, training.
@@ -1292,36 +1300,36 @@ class SegStudio:
                     return self.score(net, evaluation_loader)
 
             bf16 = backstage.use_bf16(precision, dls.device)
-            criterion.to(dls.device)
-            net.to(dls.device, memory_format=backstage.MEMORY_FORMATS[channels_last])
+            net.to(memory_format=backstage.MEMORY_FORMATS[channels_last])
             # train() would also switch layers that a script has frozen in eval mode.
             if not net.training:
                 net.train()
-            optimizer = backstage.make_optimizer(optimizer, net, dls)
-            recorder = backstage.TrainingRecorder(
-                dls,
-                net,
-                criterion,
-                optimizer,
-                loader,
-                max_seconds=max_seconds,
-                log_every=log_every,
-                on_log=on_log,
-                evaluate_every=evaluate_every,
-                evaluate=evaluate,
-                order=self.order if loader.generator is self.order else None,
-            )
-            scheduler = backstage.make_scheduler(scheduler, optimizer, recorder)
-            spec = self.data_spec() | {"logits": backstage.expects_logits(criterion)}
-            facts = backstage.training_facts(
-                dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
-            )
-            recorder.begin(scheduler, facts, resume)
-            net.output_spec = spec
-            self.training_loop(
-                net, loader, criterion, optimizer, recorder, scheduler=scheduler,
-                augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
-            )  # fmt: skip
+            with backstage.on_device(dls.device, net, criterion):
+                optimizer = backstage.make_optimizer(optimizer, net, dls)
+                recorder = backstage.TrainingRecorder(
+                    dls,
+                    net,
+                    criterion,
+                    optimizer,
+                    loader,
+                    max_seconds=max_seconds,
+                    log_every=log_every,
+                    on_log=on_log,
+                    evaluate_every=evaluate_every,
+                    evaluate=evaluate,
+                    order=self.order if loader.generator is self.order else None,
+                )
+                scheduler = backstage.make_scheduler(scheduler, optimizer, recorder)
+                spec = self.data_spec() | {"logits": backstage.expects_logits(criterion)}
+                facts = backstage.training_facts(
+                    dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
+                )
+                recorder.begin(scheduler, facts, resume)
+                net.output_spec = spec
+                self.training_loop(
+                    net, loader, criterion, optimizer, recorder, scheduler=scheduler,
+                    augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
+                )  # fmt: skip
             self.save_model(net)
             recorder.end(facts)
             self.save_loss_figure(recorder.history)
@@ -1372,9 +1380,9 @@ class SegStudio:
             In train mode BatchNorm would use the statistics of the batch, so an output would depend
             on the other images, and it would change the running averages.
             """
-            net.to(self.dl_studio.device)
-            with backstage.eval_mode(net), torch.no_grad():
-                return net(images.to(self.dl_studio.device)).float()
+            device = self.dl_studio.device
+            with backstage.on_device(device, net), backstage.eval_mode(net), torch.no_grad():
+                return net(images.to(device)).float()
 
         def data_spec(self) -> dict:
             """How to read an output, as far as the data tells: class names and mask values."""
@@ -1433,7 +1441,8 @@ class SegStudio:
                     backstage.innermost(dataloader.dataset), "class_names", class_names
                 )
             scores = self.SegmentationScores(class_names)
-            with backstage.random_numbers_kept():
+            device = self.dl_studio.device
+            with backstage.random_numbers_kept(), backstage.on_device(device, net):
                 for number, batch in enumerate(
                     tqdm(dataloader, desc="scoring", disable=None, leave=False)
                 ):
@@ -1537,7 +1546,7 @@ class SegStudio:
             path = Path(path).expanduser()
             if not path.exists():
                 raise FileNotFoundError(f"no saved model at {path.absolute()}: train first")
-            state = backstage.read_state_dict(path, net, self.dl_studio.device)
+            state = backstage.read_state_dict(path, net)
             net.load_state_dict(state)
             metadata = getattr(state, "_metadata", {}).get("", {})
             if "output_spec" in metadata:

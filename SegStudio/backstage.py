@@ -13,6 +13,7 @@ import functools
 import glob
 import gzip
 import hashlib
+import importlib
 import inspect
 import io
 import itertools
@@ -43,6 +44,35 @@ from tqdm import tqdm
 __version__ = "2.0.0"
 
 STARTED = time.perf_counter()  # the time limit of --quick counts from here
+
+
+# ---- DLStudio's star import ---------------------------------------------------------------------
+
+# DLStudio.py's star import also gave scripts these modules. They are imported when asked for.
+DLSTUDIO_MODULES = {
+    "F": "torch.nn.functional",
+    "Image": "PIL.Image",
+    "ImageFilter": "PIL.ImageFilter",
+    "nn": "torch.nn",
+    "np": "numpy",
+    "optim": "torch.optim",
+    "plt": "matplotlib.pyplot",
+    "tvt": "torchvision.transforms",
+    **{
+        name: name
+        for name in (
+            "copy", "glob", "gzip", "logging", "math", "numbers", "os", "pickle", "random", "re",
+            "sys", "time", "torch", "torchvision",
+        )
+    },
+}  # fmt: skip
+
+
+def dlstudio_module(name):
+    """The module that DLStudio.py had under this name; the `__getattr__` of SegStudio.py."""
+    if name not in DLSTUDIO_MODULES:
+        raise AttributeError(f"the module SegStudio has no {name}")
+    return importlib.import_module(DLSTUDIO_MODULES[name])
 
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -163,6 +193,38 @@ def eval_mode(net):
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextlib.contextmanager
+def on_device(device, *modules):
+    """Inside, the modules are on `device`; afterwards each is again where it came from.
+
+    So a script's own loop on the CPU works after a training or a test on the GPU.
+    """
+    places = [(module, device_of(module)) for module in modules]
+    try:
+        for module in modules:
+            module.to(device)
+        yield
+    finally:
+        for module, place in places:
+            if place is not None:
+                module.to(place)
+
+
+def device_of(module):
+    """The device of a module's weights; None if it has none."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in tensors), None)
+
+
+def show_inline(path):
+    """In a notebook, show a picture under the cell. IPython is asked, never imported."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if hasattr(shell, "kernel"):  # IPython in a terminal has none
+        display = sys.modules["IPython.display"]
+        display.display(display.Image(filename=path))
 
 
 def rgb(color):
@@ -774,10 +836,10 @@ def random_numbers_kept():
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def read_state_dict(path, net, device):
+def read_state_dict(path, net):
     """The state dict in a file; ValueError if it is not one of this network."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         mine = {name: tuple(value.shape) for name, value in net.state_dict().items()}
         saved = {name: tuple(value.shape) for name, value in state.items()}
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
@@ -1061,6 +1123,7 @@ class TrainingRecorder:
 
     def after_step(self, loss, output, masks):
         """Record the loss of one step; log and evaluate at the set intervals."""
+        self.net.was_trained = True
         self.losses[self.count] = loss.detach()
         self.count += 1
         self.history.iterations += 1
@@ -1100,6 +1163,12 @@ class TrainingRecorder:
         self.scheduler = scheduler
         if resume:
             self.load_checkpoint()
+        if self.history.iterations == 0 and getattr(self.net, "was_trained", False):
+            self.dl_studio.log(
+                "This network was trained before, and this training goes on from its weights. To "
+                "compare trainings, give each a new network, or a copy.deepcopy of one that is not "
+                "trained yet."
+            )
         if not (self.dl_studio.run_dir / "model.pt").exists():  # else keep that model's
             self.dl_studio.write_json("settings.json", facts)
         device = facts["machine"]["device"]
