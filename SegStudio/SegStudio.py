@@ -71,7 +71,8 @@ class SegStudio:
         momentum, learning_rate, epochs, batch_size: settings of the training by SGD.
         classes: names of the classes, in the order of the output channels.
         use_gpu: True: use CUDA if it is there, else Apple's MPS, else the CPU. False: the CPU.
-        debug_train, debug_test, convo_layers_config: DLStudio's arguments, kept for its scripts.
+        debug_train, debug_test, convo_layers_config, fc_layers_config: DLStudio's arguments, kept
+            for its scripts.
         seed: makes a run repeatable: the first weights, the image order, the augmentation.
         num_workers: extra processes that load data. 0: the main process loads them.
         results_dir: folder of all runs.
@@ -90,6 +91,11 @@ class SegStudio:
         "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999",
     )  # fmt: skip
 
+    # Defaults on the class: a student's subclass may skip this __init__.
+    seed = run_name = path_saved_model = _run_dir = None
+    num_workers = _displayed = 0
+    results_dir, show = "runs", False
+
     def __init__(
         self,
         *args,
@@ -105,6 +111,7 @@ class SegStudio:
         debug_train=0,
         debug_test=0,
         convo_layers_config=None,
+        fc_layers_config=None,
         seed=None,
         num_workers=0,
         results_dir="runs",
@@ -125,6 +132,7 @@ class SegStudio:
         self.debug_train = debug_train
         self.debug_test = debug_test
         self.convo_layers_config = convo_layers_config
+        self.fc_layers_config = fc_layers_config
         self.seed = seed
         self.num_workers = num_workers
         self.results_dir = results_dir
@@ -136,8 +144,6 @@ class SegStudio:
             self.device = torch.device("cuda:0")
         elif use_gpu and torch.backends.mps.is_available():
             self.device = torch.device("mps")
-        self._run_dir = None
-        self._displayed = 0
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002 - students' own code may draw from it
@@ -329,12 +335,17 @@ class SegStudio:
 
             @property
             def dataset(self) -> Mapping:
-                """The items as in the archive: {index: [R, G, B, mask_array, bbox_map]}."""
+                """The items as in the archive: {index: [R, G, B, mask_array, bbox_map]}.
+
+                A script may assign other items, as a dict or a list.
+                """
+                if isinstance(self.cache, backstage.AssignedItems):
+                    return self.cache.items
                 return backstage.ArchiveItems(self.cache)
 
             @dataset.setter
             def dataset(self, items):
-                self.cache = backstage.pack_items(items)
+                self.cache = backstage.AssignedItems(items)
 
             @staticmethod
             def generate(path, num_images: int, seed: int = 0) -> Path:
@@ -459,6 +470,8 @@ class SegStudio:
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  mUnet
             """
 
+            width, input_scale = 64, 1.0  # DLStudio's: a student's subclass may skip this __init__
+
             class SkipBlockDN(nn.Module):
                 """A residual block of the encoder: two 3x3 convolutions plus the input.
 
@@ -512,6 +525,8 @@ class SegStudio:
                 Class Path:   SegStudio  ->  SemanticSegmentation  ->  SkipBlockUP
                 """
 
+                upsampling = "strided"  # a student's subclass may skip this __init__
+
                 def __init__(
                     self,
                     in_ch,
@@ -530,14 +545,20 @@ class SegStudio:
                     self.convoT2 = nn.ConvTranspose2d(in_ch, out_ch, 3, padding=1)
                     self.bn1 = nn.BatchNorm2d(out_ch)
                     self.bn2 = nn.BatchNorm2d(out_ch)
-                    self.enlarge = nn.Identity()
+                    self.upsampling = upsampling
                     if upsample and upsampling == "strided":
                         self.upsampler = nn.ConvTranspose2d(
                             in_ch, out_ch, 1, stride=2, dilation=2, output_padding=1
                         )
                     elif upsample:
                         self.upsampler = nn.ConvTranspose2d(in_ch, out_ch, 1)
-                        self.enlarge = nn.Upsample(scale_factor=2)  # nearest neighbour
+
+                def enlarge(self, x: torch.Tensor) -> torch.Tensor:
+                    """(N, in_ch, H, W) -> (N, out_ch, 2H, 2W)."""
+                    x = self.upsampler(x)
+                    if self.upsampling == "dense":
+                        x = nn.functional.interpolate(x, scale_factor=2)  # nearest neighbour
+                    return x
 
                 def forward(self, x: torch.Tensor) -> torch.Tensor:
                     identity = x
@@ -545,8 +566,8 @@ class SegStudio:
                     if self.in_ch == self.out_ch:
                         out = torch.relu(self.bn2(self.convoT2(out)))
                     if self.upsample:
-                        out = self.enlarge(self.upsampler(out))  # (N, out_ch, 2H, 2W)
-                        identity = self.enlarge(self.upsampler(identity))
+                        out = self.enlarge(out)  # (N, out_ch, 2H, 2W)
+                        identity = self.enlarge(identity)
                     if self.skip_connections:
                         if self.in_ch != self.out_ch:
                             identity = identity[:, self.out_ch :]  # (N, in_ch/2, H, W)
@@ -587,9 +608,9 @@ class SegStudio:
                     return self.SkipBlockDN(in_ch, out_ch, downsample, skip_connections)
 
                 def up(in_ch, out_ch, upsample=False):
-                    return self.SkipBlockUP(
-                        in_ch, out_ch, upsample, skip_connections, upsampling=upsampling
-                    )
+                    # A student's block with DLStudio's arguments has no upsampling.
+                    option = {} if upsampling == "strided" else {"upsampling": upsampling}
+                    return self.SkipBlockUP(in_ch, out_ch, upsample, skip_connections, **option)
 
                 # The names keep DLStudio's numbers of channels, 64 and 128, for any width.
                 w = width
@@ -1290,6 +1311,7 @@ class SegStudio:
             Class Path:   SegStudio  ->  SemanticSegmentation
             """
             dls = self.dl_studio
+            dls.device = torch.device(dls.device)  # a script may have set it by name
             if criterion is None:
                 criterion = self.make_loss(loss_type, dice_scale, dice_form)
             loader, evaluate = self.train_dataloader, None
@@ -1387,11 +1409,11 @@ class SegStudio:
         def data_spec(self) -> dict:
             """How to read an output, as far as the data tells: class names and mask values."""
             loader = backstage.loader_at_hand(self)
-            dataset = None if loader is None else backstage.innermost(loader.dataset)
-            names = getattr(dataset, "class_names", self.dl_studio.class_labels)
+            labels = self.dl_studio.class_labels
+            values = backstage.find_mask_values(loader, len(labels))
             return {
-                "class_names": list(names),
-                "mask_values": backstage.find_mask_values(loader, len(names)),
+                "class_names": backstage.find_class_names(loader, len(values), labels),
+                "mask_values": values,
                 "logits": False,
                 "image_size": list(self.dl_studio.image_size),
             }
@@ -1436,7 +1458,7 @@ class SegStudio:
             dataloader = self.test_dataloader if dataloader is None else dataloader
             spec = self.output_spec_of(net)
             class_names = spec["class_names"]
-            if len(spec["mask_values"]) == 1:  # one channel: the data has the classes
+            if len(spec["mask_values"]) == 1 and backstage.has_categories(dataloader):
                 class_names = getattr(
                     backstage.innermost(dataloader.dataset), "class_names", class_names
                 )

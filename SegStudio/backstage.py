@@ -19,6 +19,7 @@ import io
 import itertools
 import json
 import numbers
+import operator
 import os
 import pickle
 import platform
@@ -273,17 +274,6 @@ class ImageCache:
         ])  # fmt: skip
 
 
-class MemoryCache(ImageCache):
-    """An ImageCache without a file, for items that a script assigns itself."""
-
-    def __init__(self, records):
-        self.records = records
-        self.take(records)
-
-    def __reduce__(self):
-        return type(self), (self.records,)
-
-
 def open_cache(source, content, num_images, read_records):
     """The ImageCache of the data at the path `source`, beside it or in the user's cache folder.
 
@@ -527,16 +517,59 @@ class ArchiveItems(Mapping):
         return iter(range(len(self)))
 
     def __getitem__(self, index):
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise KeyError(index)
         red, green, blue = self.cache.images[index].reshape(3, -1).tolist()
         boxes = self.cache.boxes[index]  # (5, 5, 4)
         box_map = {k: boxes[boxes[:, k].any(axis=1), k].tolist() for k in range(5)}
-        return [red, green, blue, self.cache.masks[index].copy(), box_map]
+        return ArchiveItem([red, green, blue, self.cache.masks[index].copy(), box_map])
+
+    def __setitem__(self, index, value):
+        raise TypeError(
+            "the items of an archive are read from its cache, so this change would be lost: change "
+            "copies, and assign them all (dataset.dataset = {0: list(item), ...})"
+        )
 
 
-def pack_items(items):
-    """A cache in memory of items in the archive's form: a dict {index: item}, or a list."""
-    items = [items[index] for index in range(len(items))]
-    return MemoryCache(np.stack([pack_item(item) for item in items]))
+class ArchiveItem(list):
+    """A copy of an item: as a list, but its parts cannot be replaced."""
+
+    __setitem__ = ArchiveItems.__setitem__
+
+
+class AssignedItems:
+    """In place of an ImageCache: items in the archive's form that a script assigned.
+
+    An item is packed when it is read. So it may be changed at any time, as in DLStudio; and a
+    subclass may assign items of another form, if it has a __getitem__ of its own.
+    """
+
+    def __init__(self, items):
+        self.items = items
+        self.images = PackedPart(items, "image")
+        self.masks = PackedPart(items, "mask")
+        self.boxes = PackedPart(items, "box")
+
+    def __len__(self):
+        return len(self.items)
+
+
+class PackedPart:
+    """One field of the records of assigned items."""
+
+    def __init__(self, items, field):
+        self.items, self.field = items, field
+
+    def __getitem__(self, index):
+        try:
+            item = self.items[index]
+        except KeyError:
+            raise IndexError(index) from None  # it ends a loop over the dataset
+        try:
+            return pack_item(item)[self.field]
+        except ValueError as error:
+            raise ValueError(f"item {index} of the assigned dataset: {error}") from error
 
 
 # ---- drawing shapes -----------------------------------------------------------------------------
@@ -817,6 +850,29 @@ def find_mask_values(loader, classes):
     if declared is None or len(declared) != len(found):
         declared = [max(found) or 1] * len(found)
     return [value or other for value, other in zip(found, declared, strict=True)]
+
+
+def find_class_names(loader, planes, class_labels):
+    """The names of the classes: the dataset's or, if they do not fit the masks, the settings'.
+
+    With one mask plane and items that have a category, the names are those of the categories.
+    """
+    if loader is None:
+        return list(class_labels)
+    declared = getattr(innermost(loader.dataset), "class_names", class_labels)
+    for names in (declared, class_labels):
+        if len(names) == planes:
+            return list(names)
+    if planes == 1 and has_categories(loader):
+        return list(declared)
+    return ["object"] if planes == 1 else [f"class {k + 1}" for k in range(planes)]
+
+
+def has_categories(loader):
+    """Whether the items have a category: the class of an image with one mask plane."""
+    reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
+    with random_numbers_kept():
+        return "category" in next(iter(reader))
 
 
 def expects_logits(criterion):
