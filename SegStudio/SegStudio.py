@@ -53,6 +53,8 @@ else:  # the folder of this file is on sys.path
     import backstage
 
 __version__ = backstage.__version__
+__all__ = ["SegStudio", *backstage.DLSTUDIO_MODULES]  # a star import gives what DLStudio's gave
+__getattr__ = backstage.dlstudio_module
 
 
 class SegStudio:
@@ -69,7 +71,8 @@ class SegStudio:
         momentum, learning_rate, epochs, batch_size: settings of the training by SGD.
         classes: names of the classes, in the order of the output channels.
         use_gpu: True: use CUDA if it is there, else Apple's MPS, else the CPU. False: the CPU.
-        debug_train, debug_test, convo_layers_config: DLStudio's arguments, kept for its scripts.
+        debug_train, debug_test, convo_layers_config, fc_layers_config: DLStudio's arguments, kept
+            for its scripts.
         seed: makes a run repeatable: the first weights, the image order, the augmentation.
         num_workers: extra processes that load data. 0: the main process loads them.
         results_dir: folder of all runs.
@@ -88,6 +91,11 @@ class SegStudio:
         "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999",
     )  # fmt: skip
 
+    # Defaults on the class: a student's subclass may skip this __init__.
+    seed = run_name = path_saved_model = _run_dir = None
+    num_workers = _displayed = 0
+    results_dir, show = "runs", False
+
     def __init__(
         self,
         *args,
@@ -103,6 +111,7 @@ class SegStudio:
         debug_train=0,
         debug_test=0,
         convo_layers_config=None,
+        fc_layers_config=None,
         seed=None,
         num_workers=0,
         results_dir="runs",
@@ -123,6 +132,7 @@ class SegStudio:
         self.debug_train = debug_train
         self.debug_test = debug_test
         self.convo_layers_config = convo_layers_config
+        self.fc_layers_config = fc_layers_config
         self.seed = seed
         self.num_workers = num_workers
         self.results_dir = results_dir
@@ -134,8 +144,6 @@ class SegStudio:
             self.device = torch.device("cuda:0")
         elif use_gpu and torch.backends.mps.is_available():
             self.device = torch.device("mps")
-        self._run_dir = None
-        self._displayed = 0
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002 - students' own code may draw from it
@@ -171,7 +179,7 @@ class SegStudio:
         return Figure(**options)
 
     def save_figure(self, figure: Figure, name: str) -> Path:
-        """Save a figure in the run's folder; with show=True, open its window."""
+        """Save a figure in the run's folder. A notebook shows it; show=True opens its window."""
         path = self.run_dir / name
         self.write_atomically(
             path, lambda part: figure.savefig(part, format="png", bbox_inches="tight")
@@ -181,10 +189,14 @@ class SegStudio:
 
             plt.show()
             plt.close(figure)
+        else:
+            backstage.show_inline(path)
         return path
 
     def display_tensor_as_image(self, tensor: torch.Tensor, title: str = "") -> None:
-        """Save a tensor as a picture in the run's folder; with show=True, open it in a window.
+        """Save a tensor as a picture in the run's folder and log the path of its file.
+
+        A notebook shows it under the cell; show=True opens it in a window.
 
         Integer tensors hold values from 0 to 255, float tensors from 0 to 1; other values are
         clipped. As in DLStudio, a float tensor with minimum -1 and maximum 1 counts as a normalized
@@ -203,9 +215,10 @@ class SegStudio:
                 f"not {tuple(tensor.shape)}"
             )
         picture = tensor.detach().cpu().float()
+        title = str(title)
         if (picture.min().item(), picture.max().item()) == (-1.0, 1.0):
             picture = picture / 2.0 + 0.5
-        elif not tensor.is_floating_point():
+        elif not tensor.is_floating_point() and tensor.dtype != torch.bool:
             picture = picture / 255
         if picture.shape[0] == 3:
             picture = picture.clamp(0, 1)
@@ -217,7 +230,8 @@ class SegStudio:
         axes.set_title(title)
         axes.set_axis_off()
         slug = re.sub(r"\W+", "-", title).strip("-")[:60]
-        self.save_figure(figure, f"display-{self._displayed:03d}{'-' + slug if slug else ''}.png")
+        name = f"display-{self._displayed:03d}{'-' + slug if slug else ''}.png"
+        self.log(f"Picture: {self.save_figure(figure, name)}")
 
     class SemanticSegmentation(nn.Module):
         """An experiment in semantic segmentation: data, networks, losses, scores, training.
@@ -321,12 +335,17 @@ class SegStudio:
 
             @property
             def dataset(self) -> Mapping:
-                """The items as in the archive: {index: [R, G, B, mask_array, bbox_map]}."""
+                """The items as in the archive: {index: [R, G, B, mask_array, bbox_map]}.
+
+                A script may assign other items, as a dict or a list.
+                """
+                if isinstance(self.cache, backstage.AssignedItems):
+                    return self.cache.items
                 return backstage.ArchiveItems(self.cache)
 
             @dataset.setter
             def dataset(self, items):
-                self.cache = backstage.pack_items(items)
+                self.cache = backstage.AssignedItems(items)
 
             @staticmethod
             def generate(path, num_images: int, seed: int = 0) -> Path:
@@ -451,6 +470,8 @@ class SegStudio:
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  mUnet
             """
 
+            width, input_scale = 64, 1.0  # DLStudio's: a student's subclass may skip this __init__
+
             class SkipBlockDN(nn.Module):
                 """A residual block of the encoder: two 3x3 convolutions plus the input.
 
@@ -504,6 +525,8 @@ class SegStudio:
                 Class Path:   SegStudio  ->  SemanticSegmentation  ->  SkipBlockUP
                 """
 
+                upsampling = "strided"  # a student's subclass may skip this __init__
+
                 def __init__(
                     self,
                     in_ch,
@@ -522,14 +545,20 @@ class SegStudio:
                     self.convoT2 = nn.ConvTranspose2d(in_ch, out_ch, 3, padding=1)
                     self.bn1 = nn.BatchNorm2d(out_ch)
                     self.bn2 = nn.BatchNorm2d(out_ch)
-                    self.enlarge = nn.Identity()
+                    self.upsampling = upsampling
                     if upsample and upsampling == "strided":
                         self.upsampler = nn.ConvTranspose2d(
                             in_ch, out_ch, 1, stride=2, dilation=2, output_padding=1
                         )
                     elif upsample:
                         self.upsampler = nn.ConvTranspose2d(in_ch, out_ch, 1)
-                        self.enlarge = nn.Upsample(scale_factor=2)  # nearest neighbour
+
+                def enlarge(self, x: torch.Tensor) -> torch.Tensor:
+                    """(N, in_ch, H, W) -> (N, out_ch, 2H, 2W)."""
+                    x = self.upsampler(x)
+                    if self.upsampling == "dense":
+                        x = nn.functional.interpolate(x, scale_factor=2)  # nearest neighbour
+                    return x
 
                 def forward(self, x: torch.Tensor) -> torch.Tensor:
                     identity = x
@@ -537,8 +566,8 @@ class SegStudio:
                     if self.in_ch == self.out_ch:
                         out = torch.relu(self.bn2(self.convoT2(out)))
                     if self.upsample:
-                        out = self.enlarge(self.upsampler(out))  # (N, out_ch, 2H, 2W)
-                        identity = self.enlarge(self.upsampler(identity))
+                        out = self.enlarge(out)  # (N, out_ch, 2H, 2W)
+                        identity = self.enlarge(identity)
                     if self.skip_connections:
                         if self.in_ch != self.out_ch:
                             identity = identity[:, self.out_ch :]  # (N, in_ch/2, H, W)
@@ -580,7 +609,9 @@ class SegStudio:
                 n = self.depth
                 DN, UP = self.SkipBlockDN, self.SkipBlockUP
                 down = {"skip_connections": skip_connections}
-                up = {"skip_connections": skip_connections, "upsampling": upsampling}
+                up = {"skip_connections": skip_connections}
+                if upsampling != "strided":  # a student's block may have DLStudio's arguments only
+                    up["upsampling"] = upsampling
                 self.pool = nn.MaxPool2d(2)
                 self.conv_in = nn.Conv2d(3, w, 3, padding=1)
                 self.bn1DN = nn.BatchNorm2d(w)
@@ -1278,6 +1309,7 @@ class SegStudio:
             Class Path:   SegStudio  ->  SemanticSegmentation
             """
             dls = self.dl_studio
+            dls.device = torch.device(dls.device)  # a script may have set it by name
             if criterion is None:
                 criterion = self.make_loss(loss_type, dice_scale, dice_form)
             loader, evaluate = self.train_dataloader, None
@@ -1288,36 +1320,36 @@ class SegStudio:
                     return self.score(net, evaluation_loader)
 
             bf16 = backstage.use_bf16(precision, dls.device)
-            criterion.to(dls.device)
-            net.to(dls.device, memory_format=backstage.MEMORY_FORMATS[channels_last])
+            net.to(memory_format=backstage.MEMORY_FORMATS[channels_last])
             # train() would also switch layers that a script has frozen in eval mode.
             if not net.training:
                 net.train()
-            optimizer = backstage.make_optimizer(optimizer, net, dls)
-            recorder = backstage.TrainingRecorder(
-                dls,
-                net,
-                criterion,
-                optimizer,
-                loader,
-                max_seconds=max_seconds,
-                log_every=log_every,
-                on_log=on_log,
-                evaluate_every=evaluate_every,
-                evaluate=evaluate,
-                order=self.order if loader.generator is self.order else None,
-            )
-            scheduler = backstage.make_scheduler(scheduler, optimizer, recorder)
-            spec = self.data_spec() | {"logits": backstage.expects_logits(criterion)}
-            facts = backstage.training_facts(
-                dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
-            )
-            recorder.begin(scheduler, facts, resume)
-            net.output_spec = spec
-            self.training_loop(
-                net, loader, criterion, optimizer, recorder, scheduler=scheduler,
-                augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
-            )  # fmt: skip
+            with backstage.on_device(dls.device, net, criterion):
+                optimizer = backstage.make_optimizer(optimizer, net, dls)
+                recorder = backstage.TrainingRecorder(
+                    dls,
+                    net,
+                    criterion,
+                    optimizer,
+                    loader,
+                    max_seconds=max_seconds,
+                    log_every=log_every,
+                    on_log=on_log,
+                    evaluate_every=evaluate_every,
+                    evaluate=evaluate,
+                    order=self.order if loader.generator is self.order else None,
+                )
+                scheduler = backstage.make_scheduler(scheduler, optimizer, recorder)
+                spec = self.data_spec() | {"logits": backstage.expects_logits(criterion)}
+                facts = backstage.training_facts(
+                    dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
+                )
+                recorder.begin(scheduler, facts, resume)
+                net.output_spec = spec
+                self.training_loop(
+                    net, loader, criterion, optimizer, recorder, scheduler=scheduler,
+                    augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
+                )  # fmt: skip
             self.save_model(net)
             recorder.end(facts)
             self.save_loss_figure(recorder.history)
@@ -1368,18 +1400,18 @@ class SegStudio:
             In train mode BatchNorm would use the statistics of the batch, so an output would depend
             on the other images, and it would change the running averages.
             """
-            net.to(self.dl_studio.device)
-            with backstage.eval_mode(net), torch.no_grad():
-                return net(images.to(self.dl_studio.device)).float()
+            device = self.dl_studio.device
+            with backstage.on_device(device, net), backstage.eval_mode(net), torch.no_grad():
+                return net(images.to(device)).float()
 
         def data_spec(self) -> dict:
             """How to read an output, as far as the data tells: class names and mask values."""
             loader = backstage.loader_at_hand(self)
-            dataset = None if loader is None else backstage.innermost(loader.dataset)
-            names = getattr(dataset, "class_names", self.dl_studio.class_labels)
+            labels = self.dl_studio.class_labels
+            values = backstage.find_mask_values(loader, len(labels))
             return {
-                "class_names": list(names),
-                "mask_values": backstage.find_mask_values(loader, len(names)),
+                "class_names": backstage.find_class_names(loader, len(values), labels),
+                "mask_values": values,
                 "logits": False,
                 "image_size": list(self.dl_studio.image_size),
             }
@@ -1424,12 +1456,13 @@ class SegStudio:
             dataloader = self.test_dataloader if dataloader is None else dataloader
             spec = self.output_spec_of(net)
             class_names = spec["class_names"]
-            if len(spec["mask_values"]) == 1:  # one channel: the data has the classes
+            if len(spec["mask_values"]) == 1 and backstage.has_categories(dataloader):
                 class_names = getattr(
                     backstage.innermost(dataloader.dataset), "class_names", class_names
                 )
             scores = self.SegmentationScores(class_names)
-            with backstage.random_numbers_kept():
+            device = self.dl_studio.device
+            with backstage.random_numbers_kept(), backstage.on_device(device, net):
                 for number, batch in enumerate(
                     tqdm(dataloader, desc="scoring", disable=None, leave=False)
                 ):
@@ -1533,7 +1566,7 @@ class SegStudio:
             path = Path(path).expanduser()
             if not path.exists():
                 raise FileNotFoundError(f"no saved model at {path.absolute()}: train first")
-            state = backstage.read_state_dict(path, net, self.dl_studio.device)
+            state = backstage.read_state_dict(path, net)
             net.load_state_dict(state)
             metadata = getattr(state, "_metadata", {}).get("", {})
             if "output_spec" in metadata:

@@ -13,11 +13,13 @@ import functools
 import glob
 import gzip
 import hashlib
+import importlib
 import inspect
 import io
 import itertools
 import json
 import numbers
+import operator
 import os
 import pickle
 import platform
@@ -43,6 +45,35 @@ from tqdm import tqdm
 __version__ = "2.0.0"
 
 STARTED = time.perf_counter()  # the time limit of --quick counts from here
+
+
+# ---- DLStudio's star import ---------------------------------------------------------------------
+
+# DLStudio.py's star import also gave scripts these modules. They are imported when asked for.
+DLSTUDIO_MODULES = {
+    "F": "torch.nn.functional",
+    "Image": "PIL.Image",
+    "ImageFilter": "PIL.ImageFilter",
+    "nn": "torch.nn",
+    "np": "numpy",
+    "optim": "torch.optim",
+    "plt": "matplotlib.pyplot",
+    "tvt": "torchvision.transforms",
+    **{
+        name: name
+        for name in (
+            "copy", "glob", "gzip", "logging", "math", "numbers", "os", "pickle", "random", "re",
+            "sys", "time", "torch", "torchvision",
+        )
+    },
+}  # fmt: skip
+
+
+def dlstudio_module(name):
+    """The module that DLStudio.py had under this name; the `__getattr__` of SegStudio.py."""
+    if name not in DLSTUDIO_MODULES:
+        raise AttributeError(f"the module SegStudio has no {name}")
+    return importlib.import_module(DLSTUDIO_MODULES[name])
 
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -165,6 +196,38 @@ def eval_mode(net):
             module.training = training
 
 
+@contextlib.contextmanager
+def on_device(device, *modules):
+    """Inside, the modules are on `device`; afterwards each is again where it came from.
+
+    So a script's own loop on the CPU works after a training or a test on the GPU.
+    """
+    places = [(module, device_of(module)) for module in modules]
+    try:
+        for module in modules:
+            module.to(device)
+        yield
+    finally:
+        for module, place in places:
+            if place is not None:
+                module.to(place)
+
+
+def device_of(module):
+    """The device of a module's weights; None if it has none."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in tensors), None)
+
+
+def show_inline(path):
+    """In a notebook, show a picture under the cell. IPython is asked, never imported."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if hasattr(shell, "kernel"):  # IPython in a terminal has none
+        display = sys.modules["IPython.display"]
+        display.display(display.Image(filename=path))
+
+
 def rgb(color):
     """A colour "#rrggbb" as a tensor of three bytes."""
     return torch.tensor(list(bytes.fromhex(color[1:])), dtype=torch.uint8)
@@ -209,17 +272,6 @@ class ImageCache:
             ("box", "i2", (boxes, classes, 4)),
             ("category", "i2"),
         ])  # fmt: skip
-
-
-class MemoryCache(ImageCache):
-    """An ImageCache without a file, for items that a script assigns itself."""
-
-    def __init__(self, records):
-        self.records = records
-        self.take(records)
-
-    def __reduce__(self):
-        return type(self), (self.records,)
 
 
 def open_cache(source, content, num_images, read_records):
@@ -465,16 +517,59 @@ class ArchiveItems(Mapping):
         return iter(range(len(self)))
 
     def __getitem__(self, index):
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise KeyError(index)
         red, green, blue = self.cache.images[index].reshape(3, -1).tolist()
         boxes = self.cache.boxes[index]  # (5, 5, 4)
         box_map = {k: boxes[boxes[:, k].any(axis=1), k].tolist() for k in range(5)}
-        return [red, green, blue, self.cache.masks[index].copy(), box_map]
+        return ArchiveItem([red, green, blue, self.cache.masks[index].copy(), box_map])
+
+    def __setitem__(self, index, value):
+        raise TypeError(
+            "the items of an archive are read from its cache, so this change would be lost: change "
+            "copies, and assign them all (dataset.dataset = {0: list(item), ...})"
+        )
 
 
-def pack_items(items):
-    """A cache in memory of items in the archive's form: a dict {index: item}, or a list."""
-    items = [items[index] for index in range(len(items))]
-    return MemoryCache(np.stack([pack_item(item) for item in items]))
+class ArchiveItem(list):
+    """A copy of an item: as a list, but its parts cannot be replaced."""
+
+    __setitem__ = ArchiveItems.__setitem__
+
+
+class AssignedItems:
+    """In place of an ImageCache: items in the archive's form that a script assigned.
+
+    An item is packed when it is read. So it may be changed at any time, as in DLStudio; and a
+    subclass may assign items of another form, if it has a __getitem__ of its own.
+    """
+
+    def __init__(self, items):
+        self.items = items
+        self.images = PackedPart(items, "image")
+        self.masks = PackedPart(items, "mask")
+        self.boxes = PackedPart(items, "box")
+
+    def __len__(self):
+        return len(self.items)
+
+
+class PackedPart:
+    """One field of the records of assigned items."""
+
+    def __init__(self, items, field):
+        self.items, self.field = items, field
+
+    def __getitem__(self, index):
+        try:
+            item = self.items[index]
+        except KeyError:
+            raise IndexError(index) from None  # it ends a loop over the dataset
+        try:
+            return pack_item(item)[self.field]
+        except ValueError as error:
+            raise ValueError(f"item {index} of the assigned dataset: {error}") from error
 
 
 # ---- drawing shapes -----------------------------------------------------------------------------
@@ -757,6 +852,29 @@ def find_mask_values(loader, classes):
     return [value or other for value, other in zip(found, declared, strict=True)]
 
 
+def find_class_names(loader, planes, class_labels):
+    """The names of the classes: the dataset's or, if they do not fit the masks, the settings'.
+
+    With one mask plane and items that have a category, the names are those of the categories.
+    """
+    if loader is None:
+        return list(class_labels)
+    declared = getattr(innermost(loader.dataset), "class_names", class_labels)
+    for names in (declared, class_labels):
+        if len(names) == planes:
+            return list(names)
+    if planes == 1 and has_categories(loader):
+        return list(declared)
+    return ["object"] if planes == 1 else [f"class {k + 1}" for k in range(planes)]
+
+
+def has_categories(loader):
+    """Whether the items have a category: the class of an image with one mask plane."""
+    reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
+    with random_numbers_kept():
+        return "category" in next(iter(reader))
+
+
 def expects_logits(criterion):
     """Whether a loss reads outputs as logits, so that its masks are 0 and 1."""
     return getattr(criterion, "logits", isinstance(criterion, nn.BCEWithLogitsLoss))
@@ -774,10 +892,10 @@ def random_numbers_kept():
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def read_state_dict(path, net, device):
+def read_state_dict(path, net):
     """The state dict in a file; ValueError if it is not one of this network."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         mine = {name: tuple(value.shape) for name, value in net.state_dict().items()}
         saved = {name: tuple(value.shape) for name, value in state.items()}
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
@@ -1061,6 +1179,7 @@ class TrainingRecorder:
 
     def after_step(self, loss, output, masks):
         """Record the loss of one step; log and evaluate at the set intervals."""
+        self.net.was_trained = True
         self.losses[self.count] = loss.detach()
         self.count += 1
         self.history.iterations += 1
@@ -1100,6 +1219,12 @@ class TrainingRecorder:
         self.scheduler = scheduler
         if resume:
             self.load_checkpoint()
+        if self.history.iterations == 0 and getattr(self.net, "was_trained", False):
+            self.dl_studio.log(
+                "This network was trained before, and this training goes on from its weights. To "
+                "compare trainings, give each a new network, or a copy.deepcopy of one that is not "
+                "trained yet."
+            )
         if not (self.dl_studio.run_dir / "model.pt").exists():  # else keep that model's
             self.dl_studio.write_json("settings.json", facts)
         device = facts["machine"]["device"]
