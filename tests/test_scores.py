@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -288,6 +291,17 @@ def test_equals_torchmetrics(seed):
         for p, m in zip(pred, mask, strict=True)
     ])  # fmt: skip
     torch.testing.assert_close(ious.float(), of_images)
+
+
+def test_the_page_shows_the_comparison_with_torchmetrics():
+    pytest.importorskip("torchmetrics")
+    doc = Path(__file__).resolve().parents[1] / "doc"
+    script = runpy.run_path(str(doc / "scripts" / "scores_torchmetrics.py"))
+    shown = (doc / "scores.md").read_text(encoding="utf-8")
+    for line in script["lines"]():
+        assert line.strip() in shown
+        numbers = re.findall(r"\d\.\d{6}", line)
+        assert numbers[::2] == numbers[1::2], "ours and theirs"
 
 
 # ---- the confusion matrix -----------------------------------------------------------------------
