@@ -16,7 +16,7 @@ best_coco_segmentation.py shows the best scores on these images.
 from pathlib import Path
 
 from coco_folder import find_or_draw_coco
-from side_by_side import generated_or_not, iou_of_image
+from side_by_side import generated_or_not
 from torch.utils.data import default_collate
 
 from SegStudio import SegStudio
@@ -140,15 +140,10 @@ def save_panels(segmenter, model):
             continue
         batch = default_collate(items)
         preds = segmenter.binarize(model, segmenter.infer(model, batch["image"])).cpu()
-        truths = batch["mask_tensor"] > 0
         segmenter.save_panel_figure(
             batch,
             preds,
             f"test-panel-{name}.png",
-            titles=[
-                iou_of_image(segmenter, pred, truth)
-                for pred, truth in zip(preds, truths, strict=True)
-            ],
             heading=f"Test images: {name} ({generated_or_not(dataset)})",
         )
 

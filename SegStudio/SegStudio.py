@@ -36,11 +36,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage.segmentation
 import torch
 import torchvision
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -86,10 +85,7 @@ class SegStudio:
     Class Path:   SegStudio
     """
 
-    # Okabe and Ito's palette: eight colours that colour-blind readers can tell apart.
-    PALETTE = (
-        "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999",
-    )  # fmt: skip
+    PALETTE = backstage.PALETTE
 
     # Defaults on the class: a student's subclass may skip this __init__.
     seed = run_name = path_saved_model = _run_dir = None
@@ -997,7 +993,7 @@ class SegStudio:
 
             For each class, over all pixels of all images: I pixels are set in both pred and mask, P
             pixels in the pred and M pixels in the mask.
-                IoU             I / (P + M - I), the usual score
+                IoU             I / (P + M - I), intersection over union: the usual score
                 Dice            2I / (P + M) = 2 IoU / (1 + IoU)
                 pixel accuracy  share of pixels where both agree. Most pixels are background, so a
                                 network that predicts nothing has nearly 1.
@@ -1005,9 +1001,15 @@ class SegStudio:
                                 pixels from its edge. It measures outlines; masks full of
                                 holes score low.
 
-            The mean is over classes. A class that is in no pred and no mask has no score and is not
-            counted. The per-image mean IoU is the mean over all pairs of an image and a class,
-            without the pairs in which the class is neither in the pred nor in the mask.
+            The mean is over classes. A class that is in no pred and no mask has no IoU, Dice and
+            boundary IoU and is not counted there; its pixel accuracy is 1. The per-image mean IoU
+            is the mean over all pairs of an image and a class, without the pairs in which the class
+            is neither in the pred nor in the mask.
+
+            The confusion matrix shows which class is taken for which: a row for each true class, a
+            column for each predicted one, the background first. A pixel that is predicted as
+            several classes is divided evenly between them. If masks overlap, a prediction that is
+            right for one class of a pixel is no mistake in the rows of its other classes.
 
             Shape: update takes pred and mask (N, C, H, W) of True and False. Class k is channel k.
             With one channel and `category` (N,), an image counts for the class of its category.
@@ -1025,6 +1027,9 @@ class SegStudio:
                 # For each class: I, P, M, agreeing pixels, all pixels; I, P, M of the boundary
                 # regions; sum and number of the IoUs of single images.
                 self.counts = torch.zeros(len(self.class_names), 10, dtype=torch.float64)
+                self.confusion = torch.zeros([len(self.class_names) + 1] * 2, dtype=torch.float64)
+                self.predicted_names = self.class_names  # of the columns of the confusion matrix
+                self.nothing = "no class" if "background" in self.class_names else "background"
                 self.images = 0
 
             @staticmethod
@@ -1036,6 +1041,25 @@ class SegStudio:
                 unset = nn.functional.pad(unset, (d, d, d, d), value=1.0)  # outside is background
                 near_the_edge = nn.functional.max_pool2d(unset, 2 * d + 1, stride=1) > 0
                 return mask & near_the_edge
+
+            @staticmethod
+            def confused(pred: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+                """The confusion matrix of each image, in pixels: (N, C + 1, C + 1)."""
+                n, c = pred.shape[:2]
+                false = pred & ~mask  # predicted, but not true
+                # At a pixel of class t, the answer to "is it t?" is t itself, if it is predicted,
+                # and all false classes.
+                answers = pred + false.sum(dim=1, keepdim=True)  # (N, C, H, W), a number for each t
+                share = mask / answers.clamp(min=1)  # of each answer
+                matrix = torch.zeros(n, c + 1, c + 1, device=pred.device)
+                matrix[:, 1:, 1:] = torch.einsum("nthw,nphw->ntp", share, false.float())
+                matrix[:, 1:, 1:] += torch.diag_embed((share * pred).sum(dim=(2, 3)))
+                matrix[:, 1:, 0] = (mask & (answers == 0)).sum(dim=(2, 3))
+                nothing = ~mask.any(dim=1, keepdim=True)  # (N, 1, H, W): background
+                share = nothing / pred.sum(dim=1, keepdim=True).clamp(min=1)
+                matrix[:, 0, 1:] = (share * pred).sum(dim=(2, 3))
+                matrix[:, 0, 0] = (nothing[:, 0] & ~pred.any(dim=1)).sum(dim=(1, 2))
+                return matrix
 
             def update(
                 self, pred: torch.Tensor, mask: torch.Tensor, category: torch.Tensor | None = None
@@ -1063,10 +1087,15 @@ class SegStudio:
                 seen = (union > 0).double()
                 iou = counts[..., 0] / union.clamp(min=1)
                 counts = torch.cat((counts, iou[..., None], seen[..., None]), dim=-1)
+                confusion = self.confused(pred, mask).cpu().double()  # (N, C + 1, C + 1)
                 if category is None:
                     self.counts += counts.sum(dim=0)
-                else:
+                    self.confusion += confusion.sum(dim=0)
+                else:  # one channel: the network finds objects and does not name them
+                    self.predicted_names = ("object",)
                     self.counts.index_add_(0, category.cpu(), counts.sum(dim=1))
+                    self.confusion[0, :2] += confusion[:, 0].sum(dim=0)
+                    self.confusion[:, :2].index_add_(0, category.cpu() + 1, confusion[:, 1])
                 self.images += len(pred)
                 return iou.sum(dim=1) / seen.sum(dim=1)
 
@@ -1074,11 +1103,18 @@ class SegStudio:
                 """The scores over two disjoint sets of images, for example of two processes."""
                 total = type(self)(self.class_names)
                 total.counts = self.counts + other.counts
+                total.confusion = self.confusion + other.confusion
+                latest = other if other.images else self
+                total.predicted_names = latest.predicted_names
                 total.images = self.images + other.images
                 return total
 
             def compute(self) -> dict:
-                """All scores: means, and each class. None: the class is in no pred and no mask."""
+                """All scores: means, and each class. None: the class is in no pred and no mask.
+
+                "confusion" has a row for each true class that occurs: {class: {predicted as: share
+                of its pixels}}.
+                """
                 i, p, m, agree, pixels, edge_i, edge_p, edge_m, iou_sum, pairs = self.counts.T
                 iou, dice, accuracy = i / (p + m - i), 2 * i / (p + m), agree / pixels
                 boundary_iou = edge_i / (edge_p + edge_m - edge_i)
@@ -1089,6 +1125,8 @@ class SegStudio:
 
                 means = ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_iou")
                 mean_scores = [number(value) for value in scores.nanmean(dim=0)]
+                shares = self.confusion / self.confusion.sum(dim=1, keepdim=True)
+                columns = (self.nothing, *self.predicted_names)
                 return {
                     **dict(zip(means, mean_scores, strict=True)),
                     "per_image_mean_iou": number(iou_sum.sum() / pairs.sum()),
@@ -1096,6 +1134,11 @@ class SegStudio:
                     "classes": {
                         name: dict(zip(self.metrics, map(number, row), strict=True))
                         for name, row in zip(self.class_names, scores, strict=True)
+                    },
+                    "confusion": {
+                        name: dict(zip(columns, row.tolist(), strict=False))
+                        for name, row in zip((self.nothing, *self.class_names), shares, strict=True)
+                        if not row.isnan().any()
                     },
                 }
 
@@ -1111,20 +1154,34 @@ class SegStudio:
                     return "  -  " if value is None else f"{value:.3f}"
 
                 width = 16  # as wide as the longest title and two spaces
+                margin = max(14, *(len(name) + 1 for name in self.class_names))
                 now = rows(self)
                 then = now if before is None else rows(before)
-                lines = [f"{'':14}" + "".join(f"{title:>{width}}" for title in self.titles)]
+                lines = [f"{'':{margin}}" + "".join(f"{title:>{width}}" for title in self.titles)]
                 for name, old, new in zip((*self.class_names, "mean"), then, now, strict=True):
                     cells = [
                         cell(n) if before is None else f"{cell(o)} -> {cell(n)}"
                         for o, n in zip(old, new, strict=True)
                     ]
-                    lines.append(f"{name:14}" + "".join(f"{c:>{width}}" for c in cells))
+                    lines.append(f"{name:{margin}}" + "".join(f"{c:>{width}}" for c in cells))
                 per_image = cell(self.compute()["per_image_mean_iou"])
                 lines.append(f"mean IoU of single images {per_image}, over {self.images} images")
                 return "\n".join(lines)
 
             __str__ = table
+
+            def explanation(self) -> str:
+                """What the columns of the table say, one line for each score."""
+                nothing = 1 - (self.counts[:, 2] / self.counts[:, 4]).nanmean()
+                return (
+                    "IoU: the pixels in both mask and prediction, divided by those in either. "
+                    "Compare networks by it.\n"
+                    "Dice: the same information on another scale, 2 IoU / (1 + IoU).\n"
+                    f"Pixel accuracy: says little. Predicting nothing has {nothing:.3f} here, "
+                    "because most pixels are background.\n"
+                    "Boundary IoU: the IoU of the bands along the outlines. Ragged edges and holes "
+                    "lower it."
+                )
 
         class ConstantMask(nn.Module):
             """A "network" that ignores the image: its output is always the same.
@@ -1463,15 +1520,15 @@ class SegStudio:
             scores = self.SegmentationScores(class_names)
             device = self.dl_studio.device
             with backstage.random_numbers_kept(), backstage.on_device(device, net):
-                for number, batch in enumerate(
-                    tqdm(dataloader, desc="scoring", disable=None, leave=False)
-                ):
+                for number, batch in enumerate(backstage.progress_bar(dataloader, "scoring")):
                     output = self.infer(net, batch["image"])  # (N, C, H, W)
                     pred = self.binarize(net, output, spec)
                     mask = batch["mask_tensor"].to(pred.device) > 0
                     ious = scores.update(pred, mask, batch.get("category"))
                     if on_batch is not None:
                         on_batch(number, batch, output.cpu(), pred.cpu(), ious)
+            if scores.images == 0:
+                raise ValueError("there is nothing to score: the set of images is empty")
             return scores
 
         def score_baselines(self) -> dict:
@@ -1482,7 +1539,7 @@ class SegStudio:
             """
             total, count = 0.0, 0
             with backstage.random_numbers_kept():
-                for batch in self.train_dataloader:
+                for batch in backstage.progress_bar(self.train_dataloader, "mean training mask"):
                     total = total + (batch["mask_tensor"] > 0).double().sum(dim=0)  # (C, H, W)
                     count += len(batch["mask_tensor"])
             share = total / count
@@ -1500,8 +1557,11 @@ class SegStudio:
         ):
             """Load the saved weights, score every test image, and draw predictions.
 
-            Prints the score table. Writes metrics.json, a picture of every `show_every`-th test
-            batch as in DLStudio, and a picture of the four images with the lowest mean IoU.
+            Prints the score table. Writes metrics.json and, for every `show_every`-th test batch,
+            predictions-NNN.png, which shows truth beside prediction by the rule of the scores, and
+            test-batch-NNN.png, which shows the output through DLStudio's windows (only for masks
+            with DLStudio's values and boxes). worst.png shows the four images with the lowest mean
+            IoU, confusion.png which class is taken for which.
 
             Args:
                 before: SegmentationScores on the same images to print beside these, for example
@@ -1514,33 +1574,43 @@ class SegStudio:
             """
             dls = self.dl_studio
             self.load_model(net)
-            worst = []  # (mean IoU, number of the image, its item, its pred)
+            worst = []  # (mean IoU, -wrong pixels, number of the image, its item, its pred)
             seen = 0
 
             def draw(number, batch, output, pred, ious):
                 nonlocal seen
                 if number % show_every == 0:
                     dls.log(f"Showing output for test batch {number + 1}")
-                    self.save_test_figure(net, batch, output, number + 1)
+                    if backstage.fits_dlstudios_windows(self.output_spec_of(net), batch):
+                        self.save_test_figure(net, batch, output, number + 1)
+                    self.save_prediction_figure(batch, pred, number + 1, first=seen)
+                wrong = (pred != (batch["mask_tensor"] > 0)).sum(dim=(1, 2, 3))  # (N,)
                 for row, iou in enumerate(ious.tolist()):
                     if not math.isnan(iou):
                         item = {key: value[row] for key, value in batch.items()}
-                        worst.append((iou, seen + row, item, pred[row]))
+                        worst.append((iou, -wrong[row].item(), seen + row, item, pred[row]))
                 seen += len(ious)
-                worst.sort(key=lambda entry: entry[:2])
+                worst.sort(key=lambda entry: entry[:3])
                 del worst[4:]
 
             scores = self.score(net, on_batch=draw)
             dls.log(f"\nScores on {scores.images} test images:\n{scores.table(before)}")
+            dls.log(scores.explanation())
             metrics = scores.compute()
             if before is not None:
                 metrics["before"] = before.compute()
+            if baselines:
+                dls.log(
+                    "\nBaselines ignore the image: a network that scores no higher has learned "
+                    "nothing useful."
+                )
             for name, baseline in (baselines or {}).items():
-                dls.log(f"\nFor comparison, {name}:\n{baseline}")
+                dls.log(f"\nBaseline, {name}:\n{baseline}")
                 metrics.setdefault("baselines", {})[name] = baseline.compute()
             dls.write_json("metrics.json", metrics)
+            self.save_confusion_figure(scores)
             if worst:
-                self.save_worst_figure(worst)
+                self.save_worst_figure([(iou, *entry) for iou, _, *entry in worst])
             return scores
 
         def predict_image(self, net: nn.Module, image: Image.Image) -> torch.Tensor:
@@ -1636,53 +1706,49 @@ class SegStudio:
             self, net: nn.Module, batch: Mapping, output: torch.Tensor, number: int
         ) -> Path:
             """Draw one test batch as DLStudio does, with the rows labelled."""
-            name = f"test-batch-{number:03d}.png"
-            spec = self.output_spec_of(net)
-            class_names = spec["class_names"]
+            class_names = self.output_spec_of(net)["class_names"]
             batch = {key: value[:8] for key, value in batch.items()}  # more are too small to see
-            output = output[:8]
-            if output.shape[1] != len(class_names) or "bbox_tensor" not in batch:
-                return self.save_panel_figure(batch, self.binarize(net, output), name)
-            grid = self.make_test_grid(
-                batch["image"], batch["bbox_tensor"], self.to_mask_values(net, output)
-            )
-            height = batch["image"].shape[2] + 2
+            # Beyond 0..255 an output would darken the whole picture; the windows stay the same.
+            output = self.to_mask_values(net, output[:8]).nan_to_num(0).clamp(0, 255)
+            images = backstage.as_bytes(batch["image"])
+            grid = self.make_test_grid(images, batch["bbox_tensor"], output)
+            height = grid.shape[1] - 2
             rows = ["largest output", "input, true boxes", *(f"{k} channel" for k in class_names)]
+            aspect = images.shape[2] / images.shape[3]
             figure = self.dl_studio.new_figure(
-                figsize=(2 + 1.1 * len(output), 1.1 * len(rows) + 0.8), dpi=100
+                figsize=(2 + 1.1 * len(output), 1.1 * aspect * len(rows) + 0.8), dpi=100
             )
             axes = figure.add_subplot()
             axes.imshow(grid.permute(1, 2, 0).clamp(0, 1).numpy())
             axes.set_xticks([])
-            axes.set_yticks([height * (k + 0.5) for k in range(len(rows))], rows)
+            axes.set_yticks([height / len(rows) * (k + 0.5) for k in range(len(rows))], rows)
             axes.tick_params(length=0)
-            axes.set_title(f"Test batch {number}", loc="left")
+            kind = backstage.kind_of_images(self)
+            axes.set_title(f"Batch {number} of the {kind}:\nDLStudio's view", loc="left")
             axes.set_xlabel(
                 "A channel is white where its output lies in DLStudio's\n"
-                "window around the class's mask value, dark elsewhere.",
+                "window around the class's mask value, dark elsewhere.\n"
+                f"Masks by the rule of the scores: predictions-{number:03d}.png",
                 fontsize=9,
             )
-            return self.dl_studio.save_figure(figure, name)
+            return self.dl_studio.save_figure(figure, f"test-batch-{number:03d}.png")
 
         @staticmethod
         def overlay(
             image: torch.Tensor, masks: torch.Tensor, colors: Sequence[str] | None = None
         ) -> torch.Tensor:
-            """The image in grey, with each mask as a tint and an outline in the class's colour.
+            """The masks in the classes' colours over a dark, grey copy of the image.
+
+            A pixel that is in several masks is white.
 
             Shape: image (3, H, W) 0..255, masks (C, H, W) bool -> (3, H, W) uint8.
             """
-            palette = SegStudio.PALETTE
-            colors = colors or [palette[k % len(palette)] for k in range(len(masks))]
-            grey = image.clamp(0, 255).mean(dim=0, keepdim=True).expand(3, -1, -1)
-            picture = grey.byte()
-            for mask, color in zip(masks, colors, strict=True):  # at once, overlaps would be black
-                picture = torchvision.utils.draw_segmentation_masks(
-                    picture, mask, alpha=0.5, colors=[color]
-                )
-            for mask, color in zip(masks.numpy(), colors, strict=True):
-                edge = skimage.segmentation.find_boundaries(mask, mode="inner")
-                picture[:, torch.from_numpy(edge)] = backstage.rgb(color)[:, None]
+            colors = colors or backstage.class_colors(len(masks))
+            grey = backstage.as_bytes(image).float().mean(dim=0, keepdim=True)
+            picture = torchvision.utils.draw_segmentation_masks(
+                (0.3 * grey).byte().expand(3, -1, -1), masks, alpha=0.85, colors=colors
+            )
+            picture[:, masks.sum(dim=0) > 1] = 255
             return picture
 
         def save_panel_figure(
@@ -1695,59 +1761,79 @@ class SegStudio:
             titles: Sequence[str] | None = None,
             heading: str | None = None,
         ) -> Path:
-            """One row per image: image, true masks, predicted masks, with classes in colours."""
+            """One column per image: the image, its true masks, its predicted masks and their IoU.
+
+            Args:
+                batch: images, masks and, for the title of a column, categories.
+                preds: (N, C, H, W) of True and False.
+                name: of the file in the run's folder.
+                titles: one for each column.
+                heading: of the whole figure.
+            """
             class_names = class_names or self.data_spec()["class_names"]
             truths = batch["mask_tensor"] > 0
+            ious = self.SegmentationScores(range(preds.shape[1])).update(preds, truths)
+            images = backstage.as_bytes(batch["image"])
             count = len(preds)
-            figure = self.dl_studio.new_figure(
-                figsize=(6.6, 2.1 * count + 0.9), dpi=120, layout="constrained"
-            )
-            grid = figure.subplots(count, 3, squeeze=False)
-            for row in range(count):
-                image = batch["image"][row]
-                pictures = {
-                    "image": image.byte(),
-                    "truth": self.overlay(image, truths[row]),
-                    "prediction": self.overlay(image, preds[row]),
-                }
-                for axes, (title, picture) in zip(grid[row], pictures.items(), strict=True):
-                    axes.imshow(picture.permute(1, 2, 0).numpy())
-                    axes.set_xticks([])
-                    axes.set_yticks([])
-                    if row == 0:
-                        axes.set_title(title)
-                if titles is not None:
-                    grid[row][0].set_ylabel(titles[row])
-                elif "category" in batch:
-                    grid[row][0].set_ylabel(class_names[int(batch["category"][row])])
-            if preds.shape[1] == len(class_names):
-                palette = SegStudio.PALETTE
-                patches = [
-                    Patch(color=palette[k % len(palette)], label=label)
-                    for k, label in enumerate(class_names)
-                ]
-                figure.legend(handles=patches, loc="outside lower center", ncols=len(class_names))
-            if heading:
-                figure.suptitle(heading)
+            titles = list(titles or [""] * count)
+            if "category" in batch:
+                names = [class_names[k] for k in batch["category"].tolist()]
+                titles = [f"{t}\n{n}".strip() for t, n in zip(titles, names, strict=True)]
+            results = [
+                backstage.describe_prediction(iou, pred)
+                for iou, pred in zip(ious.tolist(), preds, strict=True)
+            ]
+            rows = {
+                "image": (images, titles),
+                "truth": (map(self.overlay, images, truths), [""] * count),
+                "prediction": (map(self.overlay, images, preds), results),
+            }
+            figure, grid = backstage.picture_grid(self.dl_studio, len(rows), images)
+            for panels, (label, (pictures, texts)) in zip(grid, rows.items(), strict=True):
+                panels[0].set_ylabel(label, fontsize=13)
+                for axes, picture, text in zip(panels, pictures, texts, strict=True):
+                    axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+                    axes.set_title(text, fontsize=11)
+            backstage.add_class_legend(figure, class_names, truths | preds, truths, preds)
+            figure.suptitle(heading, fontsize=13)
             return self.dl_studio.save_figure(figure, name)
 
-        def save_worst_figure(self, worst: list) -> Path:
-            """The test images with the lowest mean IoU, with their true and predicted masks."""
-            ious, image_numbers, items, preds = zip(*worst, strict=True)
-            batch = {
-                key: torch.stack([item[key] for item in items]) for key in ("image", "mask_tensor")
-            }
-            titles = [
-                f"image {number}\nIoU {iou:.2f}"
-                for number, iou in zip(image_numbers, ious, strict=True)
-            ]
+        def save_prediction_figure(
+            self, batch: Mapping, preds: torch.Tensor, number: int, first: int
+        ) -> Path:
+            """predictions-NNN.png: truth and prediction of a test batch that begins at `first`."""
+            batch = {key: value[:8] for key, value in batch.items()}  # more are too small to see
+            preds = preds[:8]
             return self.save_panel_figure(
                 batch,
+                preds,
+                f"predictions-{number:03d}.png",
+                titles=[f"image {first + k}" for k in range(len(preds))],
+                heading=f"Batch {number} of the {backstage.kind_of_images(self)}:\n"
+                "truth and prediction as the scores count them",
+            )
+
+        def save_worst_figure(self, worst: list) -> Path:
+            """worst.png: the test images with the lowest mean IoU, truth and prediction.
+
+            worst: [(mean IoU, number of the image, its item, its pred), ...].
+            """
+            _, image_numbers, items, preds = zip(*worst, strict=True)
+            keys = [key for key in ("image", "mask_tensor", "category") if key in items[0]]
+            return self.save_panel_figure(
+                {key: torch.stack([torch.as_tensor(item[key]) for item in items]) for key in keys},
                 torch.stack(preds),
                 "worst.png",
-                titles=titles,
-                heading="The test images with the lowest IoU",
+                titles=[f"image {number}" for number in image_numbers],
+                heading=f"The {backstage.kind_of_images(self)} with the lowest IoU\n"
+                "and, among equals, the most wrong pixels",
             )
+
+        def save_confusion_figure(self, scores: "SegmentationScores") -> Path:
+            """confusion.png: which class is taken for which, in percent of the true class."""
+            kind = backstage.kind_of_images(self)
+            figure = backstage.draw_confusion(self.dl_studio, scores, kind)
+            return self.dl_studio.save_figure(figure, "confusion.png")
 
         def save_loss_figure(self, history: backstage.TrainingHistory) -> Path:
             """The training loss, and each of its terms, over the iterations."""
@@ -1762,7 +1848,9 @@ class SegStudio:
                 axes.plot(*points, color=color, linestyle="--", label=f"{term} term")
             axes.set_xlabel("iteration")
             axes.set_ylabel(f"{history.loss_name} loss, mean of each interval")
-            axes.set_title(f"Training loss: {history.loss_name}")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            kind = backstage.kind_of_images(self, "images")
+            axes.set_title(f"Training loss: {history.loss_name}, {kind}")
             axes.grid(alpha=0.3)
             figure.legend(loc="outside lower center", ncols=3)  # inside, it hides a curve
             return self.dl_studio.save_figure(figure, "loss.png")

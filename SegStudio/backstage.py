@@ -6,6 +6,7 @@ functions as backstage.NAME; `python -m SegStudio show NAME` copies those that a
 """
 
 import argparse
+import colorsys
 import contextlib
 import csv
 import difflib
@@ -32,11 +33,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import matplotlib.colors
 import numpy as np
 import platformdirs
 import skimage.draw
 import torch
 import torchvision
+from matplotlib.patches import Patch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -228,9 +231,23 @@ def show_inline(path):
         display.display(display.Image(filename=path))
 
 
-def rgb(color):
-    """A colour "#rrggbb" as a tensor of three bytes."""
-    return torch.tensor(list(bytes.fromhex(color[1:])), dtype=torch.uint8)
+class BarLines:
+    """Stands in for stderr where that is no terminal: each state of a bar is a line of its own."""
+
+    def write(self, text):
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
+
+    def flush(self):
+        sys.stderr.flush()
+
+
+def progress_bar(items=None, desc=None, **options):
+    """tqdm's bar; in a file, a pipe or a notebook, a line every five seconds instead."""
+    if sys.stderr.isatty():
+        return tqdm(items, desc, leave=False, dynamic_ncols=True, **options)
+    times = {"mininterval": 5, "maxinterval": 5, "delay": 4}
+    return tqdm(items, desc, leave=False, ncols=90, file=BarLines(), **times, **options)
 
 
 # ---- the cache of a dataset ---------------------------------------------------------------------
@@ -319,7 +336,7 @@ def write_records(number, record_type, records, path):
     header = {"descr": record_type.descr, "fortran_order": False, "shape": (number,)}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for record in records:
+        for record in progress_bar(records, "writing the cache", total=number, unit="image"):
             file.write(record.tobytes())
         file.flush()
         os.fsync(file.fileno())
@@ -629,7 +646,7 @@ def generate_archive(path, num_images, seed=0):
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     items = {}
-    for index in tqdm(range(num_images), desc=path.name, unit="image", disable=None):
+    for index in progress_bar(range(num_images), f"drawing {path.name}", unit="image"):
         image, mask, box_map = draw_shapes(seed, index)
         items[index] = [*image.reshape(3, -1), mask, box_map]
 
@@ -841,7 +858,8 @@ def find_mask_values(loader, classes):
     reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
     found = None
     with random_numbers_kept():
-        for batch in itertools.islice(reader, 50):
+        first = itertools.islice(reader, 50)
+        for batch in progress_bar(first, "looking for the mask values", unit="batch"):
             largest = batch["mask_tensor"].amax(dim=(0, 2, 3))  # (C,)
             found = largest if found is None else torch.maximum(found, largest)
             if (found > 0).all():
@@ -924,6 +942,143 @@ def read_network_settings(run):
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{run / 'settings.json'} is damaged: {error!r}") from None
+
+
+# ---- figures ------------------------------------------------------------------------------------
+
+# Okabe and Ito's palette: eight colours that colour-blind readers can tell apart.
+PALETTE = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999",
+)  # fmt: skip
+
+
+def class_colors(number):
+    """A colour "#rrggbb" for each class: the palette, and further hues from the ninth class on."""
+    further = [
+        colorsys.hsv_to_rgb((0.5 + 0.29 * k) % 1, (1, 0.5, 0.75)[k % 3], (0.6, 1, 0.85)[k % 3])
+        for k in range(number - len(PALETTE))
+    ]
+    return [*PALETTE[:number], *map(matplotlib.colors.to_hex, further)]
+
+
+def rgb(color):
+    """A colour "#rrggbb" as a tensor of three bytes."""
+    return torch.tensor(list(bytes.fromhex(color[1:])), dtype=torch.uint8)
+
+
+def as_bytes(images):
+    """Images (..., channels, H, W) as colours (..., 3, H, W) of 0..255, to look at.
+
+    The package's images are 0..255. A float batch without any value above 2 would be black: it
+    counts as 0..1. Values below 0 and none above 128 are normalized images: they are stretched.
+    """
+    if images.is_floating_point():
+        low, high = images.min(), images.max()
+        if low < 0 and high < 128:
+            images = (images - low) / (high - low).clamp(min=1e-6) * 255
+        elif high <= 2:
+            images = images * 255
+    images = images.clamp(0, 255).byte()
+    if images.shape[-3] < 3:
+        return images[..., :1, :, :].expand(*images.shape[:-3], 3, -1, -1)
+    return images[..., :3, :, :]
+
+
+def kind_of_images(segmenter, images="test images"):
+    """`images`, with the word "generated" or "synthetic" before it if SegStudio drew them."""
+    loader = segmenter.test_dataloader or loader_at_hand(segmenter)
+    dataset = None if loader is None else innermost(loader.dataset)
+    if not getattr(dataset, "generated", False):
+        return images
+    return f"{'synthetic' if hasattr(dataset, 'manifest') else 'generated'} {images}"
+
+
+def fits_dlstudios_windows(spec, batch):
+    """Whether DLStudio's test picture can show this data: boxes, and mask values 50, 100, ..."""
+    return "bbox_tensor" in batch and spec["mask_values"] == [50, 100, 150, 200, 250]
+
+
+def describe_prediction(iou, pred):
+    """The title of a predicted mask."""
+    if np.isnan(iou):
+        return "nothing there,\nnothing predicted"
+    return f"IoU {iou:.2f}" if pred.any() else f"IoU {iou:.2f}\nnothing predicted"
+
+
+def picture_grid(dls, rows, images):
+    """A figure with `rows` rows of pictures, one column for each image (N, channels, H, W)."""
+    count = len(images)
+    aspect = min(max(images.shape[2] / images.shape[3], 0.6), 2.5)
+    size = (max(1.75 * count + 0.6, 5), 1.75 * aspect * rows + 1.8)
+    figure = dls.new_figure(figsize=size, dpi=120, layout="constrained")
+    grid = figure.subplots(rows, count, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+    return figure, grid
+
+
+def add_class_legend(figure, class_names, shown, *masks):
+    """The colours of the classes; of many classes only those in the masks `shown` (N, C, H, W)."""
+    channels = shown.shape[1]
+    names = class_names if channels == len(class_names) else ["object"] * channels
+    patches = [
+        Patch(color=color, label=name)
+        for color, name, there in zip(
+            class_colors(channels), names, shown.any(dim=0).flatten(1).any(dim=1), strict=True
+        )
+        if there or channels <= 8
+    ]
+    if any((planes.sum(dim=1) > 1).any() for planes in masks):
+        patches.append(Patch(facecolor="white", edgecolor="black", label="several classes"))
+    widths = [0.09 * len(patch.get_label()) + 0.45 for patch in patches]  # inches
+    columns = len(patches)
+    if sum(widths) > figure.get_figwidth():
+        columns = max(1, int(figure.get_figwidth() / max(widths)))
+    note = "IoU of an image: the mean over its true and predicted classes"
+    figure.legend(
+        handles=patches, loc="outside lower center", ncols=columns, fontsize=11,
+        handlelength=1, columnspacing=1.2, title=note if channels > 1 else None,
+    )  # fmt: skip
+
+
+def draw_confusion(dls, scores, kind):
+    """A figure of the confusion matrix of SegmentationScores, each row in percent."""
+    rows = (scores.nothing, *scores.class_names)
+    columns = (scores.nothing, *scores.predicted_names)
+    pixels = scores.confusion[:, : len(columns)]  # (true, predicted)
+    of_all = pixels.sum(dim=1) / pixels.sum()
+    shares = (pixels / pixels.sum(dim=1, keepdim=True)).numpy()
+    cell, digits, smallest = (0.8, 1, 0.001) if len(rows) <= 11 else (0.5, 0, 0.01)
+    cell = 1.2 if len(columns) <= 3 else cell
+    longest = max(map(len, rows))
+    figure = dls.new_figure(
+        figsize=(max(cell * len(columns) + 0.1 * longest + 1.5, 5.5), cell * len(rows) + 2),
+        dpi=120, layout="constrained",
+    )  # fmt: skip
+    axes = figure.add_subplot()
+    norm = matplotlib.colors.PowerNorm(0.5, 0, 1)  # a few percent are visible, too
+    axes.imshow(np.nan_to_num(shares), cmap="Blues", norm=norm)
+    for row, column in np.ndindex(shares.shape):
+        share = shares[row, column]
+        if np.isnan(share):
+            text = "-"
+        elif share == 0:
+            text = "0"
+        elif share < smallest:
+            text = f"<{100 * smallest:g}"
+        else:
+            text = f"{100 * share:.{digits}f}"
+        color = "#AAAAAA" if text in ("-", "0") else "white" if share > 0.4 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=11)
+    labels = [f"{name} ({100 * share:.1f} %)" for name, share in zip(rows, of_all, strict=True)]
+    axes.set_yticks(range(len(rows)), labels, fontsize=11)
+    upright = len(columns) * cell < 0.11 * sum(map(len, columns))
+    axes.set_xticks(range(len(columns)), columns, fontsize=11, rotation=90 if upright else 0)
+    axes.tick_params(length=0)
+    axes.set_ylabel("true class (share of all pixels)", fontsize=11)
+    axes.set_xlabel("predicted as, percent of the true class's pixels", fontsize=11)
+    axes.set_title(f"Confusion matrix, {scores.images} {kind}", fontsize=13)
+    return figure
 
 
 # ---- the record of a training -------------------------------------------------------------------
@@ -1163,10 +1318,12 @@ class TrainingRecorder:
         """Count the epochs until the last one is done, or the time is up."""
         self.first = self.history.iterations  # not 0 after resuming
         self.clock = time.perf_counter() - self.history.seconds
-        with tqdm(
-            total=self.iterations, initial=self.first, disable=None, dynamic_ncols=True,
-            unit="iteration", leave=False,
-        ) as self.bar:  # fmt: skip
+        self.logged = self.expected_end = time.perf_counter()
+        bar = {"total": self.iterations, "initial": self.first, "unit": "iteration"}
+        if self.max_seconds:
+            bar = {"total": round(self.max_seconds), "bar_format": "{l_bar}{bar}| {n_fmt} of "
+                   "{total_fmt} s{postfix}"}  # fmt: skip
+        with progress_bar(desc="training", **bar) as self.bar:
             while not self.finished:
                 if self.order is not None:  # an epoch has the same order, resumed or not
                     self.order.manual_seed(1_000_003 * self.seed + self.epochs_done)
@@ -1187,7 +1344,7 @@ class TrainingRecorder:
         self.output, self.masks = output.detach(), masks
         for name, value in getattr(self.criterion, "latest_terms", {}).items():
             self.terms[name] += value.detach()
-        self.bar.update()
+        self.bar.update(1 if not self.max_seconds else int(self.history.seconds) - self.bar.n)
         # Reading a value makes the CPU wait for the GPU, so this happens every 50 steps there.
         if self.losses.is_cpu or self.count % 50 == 1:
             self.stop_unless_finite()
@@ -1255,6 +1412,7 @@ class TrainingRecorder:
             f"[epoch={self.epochs_done + 1}/{epochs}, iter={iteration:4d}  elapsed_time="
             f"{self.history.seconds:3.0f} secs]   {self.history.loss_name} loss: {loss:.3f}"
         )
+        self.correct_estimate()
         self.count = 0
         self.terms.clear()
         with self.off_the_clock():
@@ -1300,6 +1458,17 @@ class TrainingRecorder:
                 f"Training takes about {left / 60:.1f} more minutes: {self.iterations} iterations "
                 f"of {1000 * each:.0f} ms (measured on ten of them)"
             )
+            self.expected_end = time.perf_counter() + left
+
+    def correct_estimate(self):
+        """Log the time left again if the speed since the last line leads to another end."""
+        now = time.perf_counter()
+        each = (now - self.logged) / self.count  # seconds, with evaluations
+        self.logged = now
+        left = ((self.iterations or 0) - self.history.iterations) * each
+        if left > 60 and abs(now + left - self.expected_end) > left / 5:
+            self.expected_end = now + left
+            self.dl_studio.log(f"At this speed, training takes {left / 60:.0f} more minutes")
 
     @contextlib.contextmanager
     def off_the_clock(self):
