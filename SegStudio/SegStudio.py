@@ -30,7 +30,6 @@ import json
 import math
 import random
 import re
-from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -1741,35 +1740,47 @@ class SegStudio:
         @staticmethod
         def probe_output_coverage(
             net: nn.Module, image_size: Sequence[int], *, in_channels: int = 3, probes: int = 8
-        ) -> tuple:
-            """Find the output pixels that depend on the input.
+        ) -> backstage.Coverage:
+            """Find the output pixels that depend on the image.
 
             Feeds random images to any segmentation network in eval mode and marks the output
-            pixels that change. A pixel that never changes is a constant of the network: no loss and
-            no training can correct it. In DLStudio's mUnet these are three pixels in four.
+            pixels that change. A pixel may also stay the same because of the weights: a head of
+            zeros, an activation that is dead. So all is done again with random weights and without
+            activations. A pixel that does not change then either has no path from the image: no
+            loss and no training can correct it. In DLStudio's mUnet these are three pixels in four.
 
-            Shape: image_size (H, W); the map is (H', W') of the network's output.
-            Returns: a named tuple: fraction (float), map (bool tensor), picture (uint8 tensor
-            (3, 8H', 8W'): pixels that change in blue, constant ones in orange).
+            Averages of the whole image (global pooling, GroupNorm) are held fixed meanwhile. They
+            change with the image, but do not tell a pixel what is at its place. What mixes
+            pixels by a matrix product, such as attention, counts as a path.
+
+            Shape: image_size (H, W); the maps are (H', W') of the network's output.
+            Returns: a named tuple:
+                fraction  float, the share of output pixels with a path from the image
+                map       bool tensor: these pixels
+                picture   uint8 tensor (3, 8H', 8W'): pixels that change in blue, pixels that do
+                          not change with these weights in grey, pixels without a path in orange
+                now       bool tensor: the pixels that change with these weights
+            and .summary, the result in words.
+            Errors: ValueError if the network has weights or outputs that are not finite, gives
+            two outputs for one image (active dropout), or returns no floating-point (N, C, H, W),
+            alone or in a tuple or dict.
             """
-            device = next((p.device for p in net.parameters()), torch.device("cpu"))
+            weight = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
             generator = torch.Generator().manual_seed(0)
-            outputs = []
-            with backstage.eval_mode(net), torch.no_grad():
-                for _ in range(probes):
-                    image = torch.rand(1, in_channels, *image_size, generator=generator) * 255
-                    output = net(image.to(device))
-                    output = output["out"] if isinstance(output, Mapping) else output
-                    outputs.append(output[0].cpu())
-            outputs = torch.stack(outputs)  # (probes, C, H', W')
-            reached = (outputs != outputs[0]).any(dim=0).any(dim=0)  # (H', W')
-            colors = torch.stack(
-                [backstage.rgb(SegStudio.PALETTE[1]), backstage.rgb(SegStudio.PALETTE[0])]
-            )
-            picture = colors[reached.long()].permute(2, 0, 1)  # (3, H', W')
+            images = [
+                255 * torch.rand(1, in_channels, *image_size, generator=generator).to(weight)
+                for _ in range(probes)
+            ]
+            with backstage.eval_mode(net), backstage.random_numbers_kept(), torch.no_grad():
+                backstage.refuse_unsteady_network(net, images[0])
+                now = backstage.changing_pixels(net, images)  # (H', W')
+                with backstage.random_weights(net):
+                    layers = backstage.changing_pixels(net, images, without_activations=True)
+            reached = now | layers
+            colors = torch.stack([backstage.rgb(SegStudio.PALETTE[k]) for k in (1, 7, 0)])
+            picture = colors[reached.long() + now.long()].permute(2, 0, 1)  # (3, H', W')
             picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
-            coverage = namedtuple("Coverage", "fraction map picture")
-            return coverage(reached.float().mean().item(), reached, picture)
+            return backstage.Coverage(reached.float().mean().item(), reached, picture, now)
 
         # ==== for the examples: load data by numbers of images ===================================
 

@@ -26,7 +26,7 @@ import re
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -37,6 +37,8 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -1297,6 +1299,212 @@ def device_name(device):
     if device.type == "mps":
         return "the GPU (Apple MPS)"
     return f"the CPU ({torch.get_num_threads()} threads)"
+
+
+# ---- the coverage probe -------------------------------------------------------------------------
+
+# A saturated or dead activation hides a path. Left out, only the layers decide.
+ACTIVATIONS = {
+    "relu", "leaky_relu", "_prelu_kernel", "rrelu_with_noise", "elu", "gelu", "silu", "mish",
+    "softplus", "threshold", "hardtanh", "hardsigmoid", "hardswish", "clamp", "clamp_min",
+    "clamp_max", "sigmoid", "tanh", "_softmax", "_log_softmax", "exp", "log", "sqrt",
+}  # fmt: skip
+REDUCTIONS = {
+    "mean", "sum", "amax", "amin", "max", "min", "median", "std", "var", "std_mean", "var_mean",
+    "logsumexp", "linalg_vector_norm", "adaptive_max_pool2d", "_adaptive_avg_pool2d",
+}  # fmt: skip
+POOLINGS = {"avg_pool2d", "max_pool2d_with_indices"}  # with a kernel of any size
+NORMS = {"native_group_norm", "native_layer_norm", "native_batch_norm", "cudnn_batch_norm"}
+
+
+class SummariesHeld(TorchDispatchMode):
+    """Computes with the first image's summaries: every later pass uses the numbers of the first.
+
+    A summary is a number per channel about the whole image: global pooling, the mean of a
+    GroupNorm. Through it every pixel follows every other one a little, which does not tell
+    the pixel what is at its own place. Each `with` block around a call of the network is a pass.
+
+    without_activations: each activation returns its input.
+    """
+
+    def __init__(self, without_activations=False):
+        super().__init__()
+        self.without_activations = without_activations
+        self.held = []  # of the first pass, in the order of the calls
+        self.calls = 0
+
+    def __enter__(self):
+        self.calls = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if self.without_activations and name.removesuffix("_") in ACTIVATIONS:
+            return args[0]
+        if self.without_activations and name == "log_sigmoid_forward":
+            return args[0], args[0]
+        result = func(*args, **(kwargs or {}))
+        if name in NORMS:
+            return self.norm(name, args, result)
+        if name in REDUCTIONS or name in POOLINGS:
+            first = result[0] if isinstance(result, tuple) else result
+            if is_summary(args[0], first, least=16 if name in POOLINGS else 2):
+                return self.hold(result)
+        return result
+
+    def hold(self, result):
+        """The result of the same call in the first pass; there, the result itself."""
+        if self.calls == len(self.held):
+            self.held.append(tree_map(torch.clone, result))
+        self.calls += 1
+        return tree_map(torch.clone, self.held[self.calls - 1])  # the network may change it
+
+    def norm(self, name, args, result):
+        """The result of a norm, with the mean and the deviation of the first pass."""
+        x, shape = args[0], args[0].shape
+        if name == "native_layer_norm":
+            local = len(args[1]) == 1  # over the channels of a pixel
+            weight, bias, grouped = *args[2:4], shape
+        elif name == "native_group_norm":
+            local = False
+            weight, bias, grouped = *args[1:3], (shape[0], args[6], -1)
+        else:
+            local = not args[5]  # BatchNorm in eval mode
+            weight, bias, grouped = *args[1:3], (1, shape[1], -1)
+        if local:
+            return result
+        mean, inverse = self.hold(result[1:3])
+        if name != "native_layer_norm":
+            mean, inverse = mean.reshape(*grouped[:2], 1), inverse.reshape(*grouped[:2], 1)
+            channels = (1, -1, *[1] * (len(shape) - 2))
+            weight, bias = (v if v is None else v.reshape(channels) for v in (weight, bias))
+        normal = ((x.reshape(grouped) - mean) * inverse).reshape(shape)
+        normal = normal if weight is None else normal * weight
+        normal = normal if bias is None else normal + bias
+        return normal.to(x.dtype), *result[1:]
+
+
+def is_summary(before, after, least):
+    """Whether `after` has one dimension left of a `before` at least `least` times its size.
+
+    A mean over the channels leaves two, height and width. Images come alone, so the batch is 1.
+    """
+    sides = [sum(side > 1 for side in tensor.shape) for tensor in (before, after)]
+    return sides[1] <= 1 and sides[0] > sides[1] and before.numel() >= least * after.numel()
+
+
+class Coverage(namedtuple("Coverage", "fraction map picture now")):
+    """What the coverage probe found; see probe_output_coverage."""
+
+    __slots__ = ()
+
+    @property
+    def summary(self) -> str:
+        """What was found, in one to three sentences."""
+        silent = (self.map & ~self.now).float().mean().item()
+        text = f"The image {'can reach' if silent else 'reaches'} {percent(self.fraction)} of the "
+        text += "output pixels."
+        if silent:
+            text += (
+                f" {percent(silent)} do not follow it with the present weights: look for weights "
+                f"of 0, a dead or saturated activation, or a softmax over one channel."
+            )
+        if self.fraction < 1:
+            text += (
+                f" No training can make the other {percent(1 - self.fraction)} follow the image: "
+                f"no path leads to them, except through averages of the whole image."
+            )
+        return text
+
+
+def percent(share):
+    """A share as text, with as many digits as tell it from none and from all."""
+    texts = [f"{share:.{digits}%}" for digits in range(5)]
+    return next((text for text in texts if share in (0, 1) or 0 < float(text[:-1]) < 100), texts[4])
+
+
+def changing_pixels(net, images, without_activations=False):
+    """The output pixels (H', W') that change between images, with the summaries of the first."""
+    held = SummariesHeld(without_activations)
+    outputs = []
+    for image in [images[0], *images]:  # the first pass records, the others compute with it
+        with held:
+            outputs.append(find_output(net(image)))
+    first, *others = outputs[1:]
+    changes = torch.stack([(other - first).abs() for other in others])  # (probes, C, H', W')
+    # On a GPU a constant pixel may differ in its last digits.
+    noise = 0 if first.device.type == "cpu" else 1e-6 * changes.nan_to_num(0, 0).max()
+    return (~(changes <= noise)).any(dim=0).any(dim=0).cpu()  # what is NaN counts as a change
+
+
+def find_output(result):
+    """The output (C, H', W') as float32 in what a segmentation network returns for one image."""
+    output = first_map(result)
+    if output is None:
+        raise ValueError(
+            f"the network returns a {type(result).__name__} without a tensor of shape (N, C, H, W) "
+            f"or (N, H, W): the probe needs one, alone or in a tuple or dict"
+        )
+    if not output.is_floating_point():
+        raise ValueError(
+            f"the network returns numbers of type {output.dtype}: the probe needs the output "
+            f"before the threshold or argmax"
+        )
+    return output.float().reshape(-1, *output.shape[-2:])
+
+
+def first_map(result):
+    """The first tensor with height and width in nested tuples and dicts; "out", "logits" first."""
+    if isinstance(result, torch.Tensor):
+        return result if result.ndim in (3, 4) else None
+    if isinstance(result, Mapping):
+        result = [*(result[k] for k in ("out", "logits") if k in result), *result.values()]
+    if isinstance(result, (list, tuple)):
+        return next((found for found in map(first_map, result) if found is not None), None)
+    return None
+
+
+def refuse_unsteady_network(net, image):
+    """ValueError if the weights or the output are not finite, or the output is random."""
+    outputs = [find_output(net(image)) for _ in range(4)]
+    for name, value in [*net.named_parameters(), *net.named_buffers()]:
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"the network's weights are not finite: {name} has NaN or infinite values, so "
+                f"nothing can be said about its output; load or train it again"
+            )
+    size = outputs[0].abs().max()
+    if not torch.isfinite(size):
+        raise ValueError(
+            "the output of the network is not finite for an image of 0 to 255, though its weights "
+            "are: look for a division by 0 or the logarithm of 0"
+        )
+    noise = 0 if size.device.type == "cpu" else 1e-3 * size
+    if any((other - outputs[0]).abs().max() > noise for other in outputs):
+        raise ValueError(
+            "the network gives two outputs for one image in eval mode, so its pixels cannot be "
+            "compared: look for dropout that stays active (F.dropout without "
+            "training=self.training) or random noise"
+        )
+
+
+@contextlib.contextmanager
+def random_weights(net):
+    """Inside, all weights are random numbers of the usual size; afterwards the old ones."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [p for p in net.parameters() if p.is_floating_point()]
+    saved = [p.data for p in parameters]
+    try:
+        for p in parameters:
+            if p.ndim < 2:  # a bias, or the factor of a norm: above 0
+                values = torch.rand(p.shape, generator=generator) + 0.5
+            else:
+                values = torch.randn(p.shape, generator=generator) / max(p[0].numel(), 1) ** 0.5
+            p.data = values.to(p)  # another tensor: the old one stays as it is
+        yield
+    finally:
+        for p, values in zip(parameters, saved, strict=True):
+            p.data = values
 
 
 # ---- the examples --------------------------------------------------------------------------------
