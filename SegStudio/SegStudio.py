@@ -152,8 +152,7 @@ class SegStudio:
     def log(self, text: str = "") -> None:
         """Print a line and append it to log.txt in the run's folder."""
         tqdm.write(text)  # print would break the progress bar
-        with (self.run_dir / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        backstage.append_text(self.run_dir / "log.txt", text + "\n")
 
     def write_json(self, name: str, content: Any) -> None:
         """Write `content` to the file `name` in the run's folder."""
@@ -172,9 +171,11 @@ class SegStudio:
     def save_figure(self, figure: Figure, name: str) -> Path:
         """Save a figure in the run's folder; with show=True, open its window."""
         path = self.run_dir / name
-        self.write_atomically(
-            path, lambda part: figure.savefig(part, format="png", bbox_inches="tight")
-        )
+
+        def write(part):
+            figure.savefig(part, format="png", bbox_inches="tight")
+
+        backstage.try_to_change(path, lambda: self.write_atomically(path, write))
         if self.show:
             import matplotlib.pyplot as plt
 
@@ -414,7 +415,12 @@ class SegStudio:
             self.dataserver_test = dataserver_test
             # With a seed, the order has its own generator: other random numbers do not change it.
             self.order = None if dls.seed is None else torch.Generator().manual_seed(dls.seed)
-            settings = {"batch_size": dls.batch_size, "num_workers": dls.num_workers}
+            settings = {
+                "batch_size": dls.batch_size,
+                "num_workers": dls.num_workers,
+                "persistent_workers": dls.num_workers > 0,  # started once, not in every epoch
+                "pin_memory": dls.device.type == "cuda",  # copied to the GPU faster
+            }
             self.train_dataloader = DataLoader(
                 dataserver_train, shuffle=True, generator=self.order, **settings
             )
@@ -1232,7 +1238,7 @@ class SegStudio:
             loss_type: str = "MSE",
             dice_scale: float = 1.0,
             *,
-            criterion: nn.Module | None = None,
+            criterion: Callable | None = None,
             dice_form: str = "squared",
             optimizer: Any = None,
             scheduler: Any = None,
@@ -1253,14 +1259,16 @@ class SegStudio:
                 loss_type: "MSE", "MAE", "Dice", "Combined" (MSE + dice_scale * Dice), "MAE+Dice"
                     or "BCEDice".
                 dice_scale: factor on the Dice term of the combined losses.
-                criterion: a loss module of your own, instead of a name; it is called with (output,
-                    mask). If it expects logits and masks of 0 and 1, it has `logits = True`.
+                criterion: a loss of your own instead of a name: a module or a function, called
+                    with (output, mask). If it expects logits and masks of 0 and 1, it has
+                    `logits = True`.
                 dice_form: the form of "Dice": "squared", "linear" or "pixelwise".
                 optimizer: a torch optimizer, a list of them (each with its own parameters), or a
                     function that makes one from the parameters, such as
                     functools.partial(torch.optim.AdamW, lr=1e-3). None: SGD, as in the settings.
-                scheduler: a torch scheduler, stepped after each iteration; or a function from the
-                    fraction of training done (0 to 1) to a factor on the learning rate.
+                scheduler: a torch scheduler, stepped after each iteration (ReduceLROnPlateau: with
+                    the mean loss of each epoch); or a function from the fraction of training done
+                    (0 to 1) to a factor on the learning rate.
                 augment: a function of a batch (images, masks) that returns a changed batch.
                 clip_grad_norm: the largest norm of a gradient; larger gradients are scaled down.
                 precision: "fp32", "bf16", or "auto": bf16 if the device has it in hardware.
@@ -1276,7 +1284,7 @@ class SegStudio:
             Returns: TrainingHistory. The weights are in model.pt, and in path_saved_model if set.
 
             Errors: ValueError for an impossible argument. FloatingPointError, with the iteration,
-            if the loss is not finite; then no model is saved.
+            if the loss or a weight is not finite; then no model is saved.
 
             Class Path:   SegStudio  ->  SemanticSegmentation
             """
@@ -1291,7 +1299,8 @@ class SegStudio:
                     return self.score(net, evaluation_loader)
 
             bf16 = backstage.use_bf16(precision, dls.device)
-            criterion.to(dls.device)
+            if isinstance(criterion, nn.Module):
+                criterion.to(dls.device)
             net.to(dls.device, memory_format=backstage.MEMORY_FORMATS[channels_last])
             # train() would also switch layers that a script has frozen in eval mode.
             if not net.training:
@@ -1442,6 +1451,8 @@ class SegStudio:
                     ious = scores.update(pred, mask, batch.get("category"))
                     if on_batch is not None:
                         on_batch(number, batch, output.cpu(), pred.cpu(), ious)
+            if scores.images == 0:
+                raise ValueError("there are no images to score: the loader has no batch")
             return scores
 
         def score_baselines(self) -> dict:

@@ -123,21 +123,82 @@ def prepare_results_dir(dls):
         )
 
 
+WAITS = (0.1, 0.3, 0.6)  # seconds before a file that is held open is tried again
+HELD = {}  # files that another program held open the last time: path -> text not yet written
+
+
+def change_file(path, action):
+    """action(), which changes the file at `path`; tried again if another program has it open.
+
+    Windows does not replace or delete a file that a spreadsheet, a virus scanner or a memory map
+    has open: PermissionError. Often that lasts for less than a second.
+    """
+    for wait in () if path in HELD else WAITS:
+        try:
+            return action()
+        except PermissionError:
+            time.sleep(wait)
+    return action()
+
+
+def try_to_change(path, action, unwritten="") -> bool:
+    """action(), which changes the file at `path`; if that is held, warn once and return False."""
+    try:
+        action()
+    except PermissionError:
+        if path not in HELD:
+            tqdm.write(
+                f"warning: {path.absolute()} cannot be changed, perhaps because another program "
+                f"has it open: close it there. The run goes on and tries again."
+            )
+        HELD[path] = unwritten
+        return False
+    HELD.pop(path, None)
+    return True
+
+
+def append_text(path, text):
+    """Append to a text file. What cannot be written, as another program has it open, waits."""
+    text = HELD.get(path, "") + text
+
+    def append():
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    try_to_change(path, lambda: change_file(path, append), unwritten=text)
+
+
 def write_atomically(path, write: Callable) -> Path:
     """Call write(temporary path), then rename that file to `path`: complete, or not at all.
 
     A full disk or an interruption leaves the old file as it was.
     """
     path = Path(path)
+    delete_old_parts(path.parent, path.name)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         write(part)
-        part.replace(path)
+        change_file(path, lambda: part.replace(path))
+    except PermissionError as error:
+        raise PermissionError(
+            f"{path.absolute()} could not be written: another program has it open, or the folder "
+            f"is read-only ({error.strerror})"
+        ) from error
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         raise OSError(f"{path.absolute()} could not be written ({error})") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
     return path
+
+
+def delete_old_parts(folder, name):
+    """Delete what killed processes left of files whose names begin with `name`."""
+    for part in folder.glob(f"{glob.escape(name)}*.part"):
+        with contextlib.suppress(OSError):
+            # A part that nobody has written to for so long belongs to no living process.
+            if time.time() - part.stat().st_mtime > 600:
+                part.unlink()
 
 
 def seconds_for_training(limit, trainings_left=1, reserve=15):
@@ -237,6 +298,8 @@ def open_cache(source, content, num_images, read_records):
     user_folder = Path(platformdirs.user_cache_dir("segstudio"))
     places = [folder / name, user_folder / short_hash(bytes(folder.resolve())) / name]
     for path in places:
+        delete_old_parts(path.parent, source.name)
+    for path in places:
         with contextlib.suppress(OSError, ValueError, EOFError):
             return ImageCache(path, num_images)
     print(f"First use of {source}: writing a cache file ...")
@@ -246,6 +309,9 @@ def open_cache(source, content, num_images, read_records):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, functools.partial(write_records, number, record_type, records))
         except OSError as error:
+            # Another process may have made and mapped the same file meanwhile.
+            with contextlib.suppress(OSError, ValueError, EOFError):
+                return ImageCache(path, num_images)
             problem = error
             continue
         for old in path.parent.glob(f"{glob.escape(source.name)}.v*.cache.npy"):
@@ -742,10 +808,13 @@ def find_mask_values(loader, classes):
     The dataset's own `mask_values` only count for planes that are empty there: a student's
     subclass may return other masks than its parent.
     """
+    dlstudios = [50 * (k + 1) for k in range(classes)]
     if loader is None:
-        return [50 * (k + 1) for k in range(classes)]  # DLStudio's
+        return dlstudios
     declared = getattr(innermost(loader.dataset), "mask_values", None)
-    reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
+    reader = loader  # its dataset makes the batches
+    if loader.batch_sampler is not None:
+        reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
     found = None
     with random_numbers_kept():
         for batch in itertools.islice(reader, 50):
@@ -753,6 +822,8 @@ def find_mask_values(loader, classes):
             found = largest if found is None else torch.maximum(found, largest)
             if (found > 0).all():
                 break
+    if found is None:  # there are no images
+        return list(declared or dlstudios)
     found = found.tolist()
     if declared is None or len(declared) != len(found):
         declared = [max(found) or 1] * len(found)
@@ -843,10 +914,21 @@ def evaluation_split(segmenter, evaluate_on):
     return loader, DataLoader(
         dataset,
         loader.batch_size or segmenter.dl_studio.batch_size,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
         generator=torch.Generator().manual_seed(0),  # else it would draw from the global one
+        **loading_settings(loader),
     )
+
+
+def loading_settings(loader):
+    """The settings of a loader that say how items are loaded, as keywords of DataLoader."""
+    names = (
+        "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
+        "multiprocessing_context", "persistent_workers",
+    )  # fmt: skip
+    settings = {name: getattr(loader, name) for name in names}
+    if loader.num_workers:  # without workers, DataLoader refuses it
+        settings["prefetch_factor"] = loader.prefetch_factor
+    return settings
 
 
 def hold_out(loader, share):
@@ -880,12 +962,9 @@ def hold_out(loader, share):
         Subset(loader.dataset, kept),
         loader.batch_size,
         shuffle=shuffles,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
         drop_last=loader.drop_last,
-        worker_init_fn=loader.worker_init_fn,
         generator=loader.generator,
+        **loading_settings(loader),
     )
     return training, Subset(loader.dataset, held_out)
 
@@ -918,13 +997,25 @@ class Optimizers:
 
 def make_optimizer(optimizer, net, dls):
     """The optimizer of a training: the one that is given, or else SGD."""
+    if not any(p.requires_grad for p in net.parameters()):
+        raise ValueError(
+            f"{type(net).__name__} has no parameter that can be trained: requires_grad is False "
+            f"for all of them"
+        )
     if optimizer is None:
-        return torch.optim.SGD(net.parameters(), lr=dls.learning_rate, momentum=dls.momentum)
-    if isinstance(optimizer, (list, tuple)):
-        return Optimizers(optimizer)
-    if isinstance(optimizer, (torch.optim.Optimizer, Optimizers)):
-        return optimizer
-    return optimizer(net.parameters())
+        optimizer = torch.optim.SGD(net.parameters(), lr=dls.learning_rate, momentum=dls.momentum)
+    elif isinstance(optimizer, (list, tuple)):
+        optimizer = Optimizers(optimizer)
+    elif not isinstance(optimizer, (torch.optim.Optimizer, Optimizers)):
+        optimizer = optimizer(net.parameters())
+    for each in getattr(optimizer, "optimizers", [optimizer]):
+        closure = inspect.signature(each.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ValueError(
+                f"{type(each).__name__} calls a closure several times in each step, which this "
+                f"loop does not offer: use another optimizer, such as torch.optim.AdamW"
+            )
+    return optimizer
 
 
 class FractionSchedule:
@@ -948,7 +1039,27 @@ class FractionSchedule:
         self.set(self.recorder.fraction_done(more=1))  # the recorder has not counted this one yet
 
 
+class PlateauSchedule:
+    """torch's ReduceLROnPlateau, told the mean training loss after each epoch."""
+
+    def __init__(self, scheduler):
+        if scheduler.mode != "min":
+            raise ValueError(
+                'ReduceLROnPlateau follows the mean loss of each epoch here: use mode="min"'
+            )
+        self.scheduler = scheduler
+        self.state_dict, self.load_state_dict = scheduler.state_dict, scheduler.load_state_dict
+
+    def step(self):
+        """Nothing happens after a single iteration."""
+
+    def after_epoch(self, mean_loss):
+        self.scheduler.step(mean_loss)
+
+
 def make_scheduler(scheduler, optimizer, recorder):
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        return PlateauSchedule(scheduler)
     if scheduler is None or hasattr(scheduler, "step"):
         return scheduler
     return FractionSchedule(scheduler, optimizer, recorder)
@@ -1018,6 +1129,9 @@ class TrainingRecorder:
             "log_every": log_every, "max_seconds": max_seconds, "evaluate_every": evaluate_every
         }  # fmt: skip
         for name, value in options.items():
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if value is not None and name != "max_seconds" and not (whole and value > 0):
+                raise ValueError(f"{name} is a whole number above 0, not {value!r}")
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is above 0, not {value!r}")
         self.dl_studio = dl_studio
@@ -1033,12 +1147,20 @@ class TrainingRecorder:
         self.order = order  # the generator of the image order, if SegStudio made it
         self.seed = dl_studio.seed
         self.scheduler = None
-        self.history = TrainingHistory(getattr(criterion, "name", type(criterion).__name__))
+        self.history = TrainingHistory(loss_name(criterion))
         self.epochs_done = 0
         self.first = 0  # iterations done before resuming
-        self.iterations = None if max_seconds else dl_studio.epochs * len(loader)
-        self.losses = torch.zeros(log_every, device=dl_studio.device)
+        self.epoch_start = 0  # iterations done before this epoch
+        batches = number_of_batches(loader)  # None: nobody knows
+        if batches == 0:
+            self.refuse_empty_loader()
+        self.iterations = None
+        if not max_seconds and batches is not None:
+            self.iterations = dl_studio.epochs * batches
+        interval = min(log_every, batches or 1024)  # a line of the log covers one epoch at most
+        self.losses = torch.zeros(interval, device=dl_studio.device)
         self.terms = defaultdict(float)
+        self.epoch_loss = 0.0  # the sum of the losses of this epoch
         self.count = 0  # iterations since the last line of the log
 
     # ---- what the loop calls ----
@@ -1054,16 +1176,30 @@ class TrainingRecorder:
             while not self.finished:
                 if self.order is not None:  # an epoch has the same order, resumed or not
                     self.order.manual_seed(1_000_003 * self.seed + self.epochs_done)
+                    if getattr(self.loader, "_iterator", None) is not None:
+                        # Workers that start draw a number from it before the images do. Those
+                        # that stayed have theirs, and the order must not depend on that.
+                        torch.empty((), dtype=torch.int64).random_(generator=self.order)
+                self.epoch_start, self.epoch_loss = self.history.iterations, 0.0
                 yield self.epochs_done + 1
+                if self.history.iterations == self.epoch_start:
+                    self.refuse_empty_loader()
                 if self.count:
                     self.write_log()
+                if isinstance(self.scheduler, PlateauSchedule):
+                    number = self.history.iterations - self.epoch_start
+                    self.scheduler.after_epoch(float(self.epoch_loss) / number)
                 self.epochs_done += 1
                 with self.off_the_clock():
+                    self.refuse_weights_that_are_not_finite()
                     self.save_checkpoint()
 
     def after_step(self, loss, output, masks):
         """Record the loss of one step; log and evaluate at the set intervals."""
+        if self.count == len(self.losses):  # the length of the epoch was not known
+            self.losses = torch.cat([self.losses, torch.zeros_like(self.losses)])
         self.losses[self.count] = loss.detach()
+        self.epoch_loss = self.epoch_loss + loss.detach()
         self.count += 1
         self.history.iterations += 1
         self.history.seconds = time.perf_counter() - self.clock
@@ -1093,6 +1229,8 @@ class TrainingRecorder:
         """The fraction of the training that is done, after `more` further iterations."""
         if self.max_seconds:
             return self.history.seconds / self.max_seconds
+        if self.iterations is None:  # the loader does not know its length
+            return self.epochs_done / self.dl_studio.epochs
         return (self.history.iterations + more) / self.iterations
 
     # ---- the beginning and the end ----
@@ -1103,15 +1241,23 @@ class TrainingRecorder:
         if resume:
             self.load_checkpoint()
         if not (self.dl_studio.run_dir / "model.pt").exists():  # else keep that model's
-            self.dl_studio.write_json("settings.json", facts)
+            self.write_settings(facts)
         device = facts["machine"]["device"]
         self.dl_studio.log(f"Training on {device} with the {self.history.loss_name} loss")
 
     def end(self, facts):
         """Call after the model is saved: write its settings.json and delete the checkpoint."""
         self.dl_studio.log("\nFinished Training\n")
-        self.dl_studio.write_json("settings.json", facts)
-        (self.dl_studio.run_dir / "checkpoint.pt").unlink(missing_ok=True)
+        self.write_settings(facts)
+        if self.dl_studio.run_dir / "losses.csv" in HELD:
+            self.save_history()
+        checkpoint = self.dl_studio.run_dir / "checkpoint.pt"
+        delete = functools.partial(checkpoint.unlink, missing_ok=True)
+        try_to_change(checkpoint, lambda: change_file(checkpoint, delete))
+
+    def write_settings(self, facts):
+        path = self.dl_studio.run_dir / "settings.json"
+        try_to_change(path, lambda: self.dl_studio.write_json(path.name, facts))
 
     # ---- the log ----
 
@@ -1119,8 +1265,8 @@ class TrainingRecorder:
         """One line of the log and one row of losses.csv for the iterations since the last one."""
         self.stop_unless_finite()  # before anything is saved
         loss = self.losses[: self.count].mean().item()
-        epochs = self.dl_studio.epochs if self.iterations else "?"
-        iteration = self.history.iterations - self.epochs_done * len(self.loader)
+        epochs = "?" if self.max_seconds else self.dl_studio.epochs
+        iteration = self.history.iterations - self.epoch_start
         self.history.add(
             epoch=self.epochs_done + 1,
             loss=loss,
@@ -1156,13 +1302,38 @@ class TrainingRecorder:
         if len(bad) == 0:
             return
         iteration = self.history.iterations - self.count + int(bad[0]) + 1
+        if not torch.isfinite(self.masks).all():
+            raise FloatingPointError(
+                f"a mask of the training images has values that are not finite (found at iteration "
+                f"{iteration}), so no model was saved: check the masks of the dataset"
+            )
         low, high = self.output.float().aminmax()
-        rate = self.optimizer.param_groups[0]["lr"]
         raise FloatingPointError(
             f"the {self.history.loss_name} loss became {self.losses[bad[0]].item():g} at iteration "
-            f"{iteration} (outputs from {low:.4g} to {high:.4g}), so no model was saved: try a "
-            f"learning rate ten times smaller than {rate:g}, clip_grad_norm=1.0, masks of 0 and 1, "
-            f"or another loss"
+            f"{iteration} (outputs from {low:.4g} to {high:.4g}), {self.advice()}"
+        )
+
+    def refuse_weights_that_are_not_finite(self):
+        """FloatingPointError if a step has spoiled a weight: the loss was computed before it."""
+        for name, value in self.net.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise FloatingPointError(
+                    f"{name} of the network is not finite after iteration "
+                    f"{self.history.iterations}, {self.advice()}"
+                )
+
+    def advice(self):
+        rate = self.optimizer.param_groups[0]["lr"]
+        return (
+            f"so no model was saved: try a learning rate ten times smaller than {rate:g}, "
+            f"clip_grad_norm=1.0, masks of 0 and 1, or another loss"
+        )
+
+    def refuse_empty_loader(self):
+        size = number_of_images(self.loader)
+        raise ValueError(
+            f"the training loader has no batch: {'0' if size is None else size} images, in batches "
+            f"of {self.loader.batch_size}: give more images, or a loader without drop_last"
         )
 
     def estimate_time(self):
@@ -1188,7 +1359,8 @@ class TrainingRecorder:
 
     def save_history(self):
         path = self.dl_studio.run_dir / "losses.csv"
-        self.dl_studio.write_atomically(path, self.history.write_csv)
+        write = self.dl_studio.write_atomically
+        try_to_change(path, lambda: write(path, self.history.write_csv))
 
     def parts(self):
         """The objects whose state a resumed training needs."""
@@ -1203,7 +1375,8 @@ class TrainingRecorder:
         state["history"] = vars(self.history)
         state["random"] = torch.get_rng_state()
         path = self.dl_studio.run_dir / "checkpoint.pt"
-        self.dl_studio.write_atomically(path, lambda part: torch.save(state, part))
+        write = self.dl_studio.write_atomically
+        try_to_change(path, lambda: write(path, lambda part: torch.save(state, part)))
 
     def load_checkpoint(self):
         """Continue from checkpoint.pt, if there is one."""
@@ -1229,6 +1402,28 @@ class TrainingRecorder:
         self.dl_studio.log(f"Resuming after epoch {self.epochs_done}")
 
 
+def loss_name(criterion):
+    """The name of a loss: its own, or that of its class or function."""
+    function = getattr(criterion, "func", criterion)  # of a functools.partial
+    return getattr(criterion, "name", getattr(function, "__name__", type(function).__name__))
+
+
+def number_of_batches(loader):
+    """len(loader), or None for a stream, whose length is not known."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def number_of_images(loader):
+    """The number of images of a loader, or None for a stream, whose length is not known."""
+    try:
+        return len(loader.dataset)
+    except TypeError:
+        return None
+
+
 def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16):
     """The content of settings.json: everything needed to repeat a run."""
     net, loader = recorder.net, recorder.loader
@@ -1252,7 +1447,7 @@ def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
             "loss": recorder.history.loss_name,
             "loss_options": {
                 name: value
-                for name, value in vars(recorder.criterion).items()
+                for name, value in getattr(recorder.criterion, "__dict__", {}).items()
                 if isinstance(value, (str, int, float, tuple)) and name[0] != "_"
             },
             "options": {name: repr(value) for name, value in options.items()},
@@ -1263,7 +1458,7 @@ def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
                 if name != "params"
             },
             "precision": "bf16" if bf16 else "fp32",
-            "images": len(loader.dataset),
+            "images": number_of_images(loader),
             "batch_size": loader.batch_size,
             "max_seconds": recorder.max_seconds,
         },
