@@ -30,7 +30,6 @@ import json
 import math
 import random
 import re
-from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,8 +156,7 @@ class SegStudio:
     def log(self, text: str = "") -> None:
         """Print a line and append it to log.txt in the run's folder."""
         tqdm.write(text)  # print would break the progress bar
-        with (self.run_dir / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        backstage.append_text(self.run_dir / "log.txt", text + "\n")
 
     def write_json(self, name: str, content: Any) -> None:
         """Write `content` to the file `name` in the run's folder."""
@@ -177,9 +175,11 @@ class SegStudio:
     def save_figure(self, figure: Figure, name: str) -> Path:
         """Save a figure in the run's folder. A notebook shows it; show=True opens its window."""
         path = self.run_dir / name
-        self.write_atomically(
-            path, lambda part: figure.savefig(part, format="png", bbox_inches="tight")
-        )
+
+        def write(part):
+            figure.savefig(part, format="png", bbox_inches="tight")
+
+        backstage.try_to_change(path, lambda: self.write_atomically(path, write))
         if self.show:
             import matplotlib.pyplot as plt
 
@@ -430,7 +430,12 @@ class SegStudio:
             self.dataserver_test = dataserver_test
             # With a seed, the order has its own generator: other random numbers do not change it.
             self.order = None if dls.seed is None else torch.Generator().manual_seed(dls.seed)
-            settings = {"batch_size": dls.batch_size, "num_workers": dls.num_workers}
+            settings = {
+                "batch_size": dls.batch_size,
+                "num_workers": dls.num_workers,
+                "persistent_workers": dls.num_workers > 0,  # started once, not in every epoch
+                "pin_memory": dls.device.type == "cuda",  # copied to the GPU faster
+            }
             self.train_dataloader = DataLoader(
                 dataserver_train, shuffle=True, generator=self.order, **settings
             )
@@ -1317,7 +1322,7 @@ class SegStudio:
             loss_type: str = "MSE",
             dice_scale: float = 1.0,
             *,
-            criterion: nn.Module | None = None,
+            criterion: Callable | None = None,
             dice_form: str = "squared",
             optimizer: Any = None,
             scheduler: Any = None,
@@ -1338,14 +1343,16 @@ class SegStudio:
                 loss_type: "MSE", "MAE", "Dice", "Combined" (MSE + dice_scale * Dice), "MAE+Dice"
                     or "BCEDice".
                 dice_scale: factor on the Dice term of the combined losses.
-                criterion: a loss module of your own, instead of a name; it is called with (output,
-                    mask). If it expects logits and masks of 0 and 1, it has `logits = True`.
+                criterion: a loss of your own instead of a name: a module or a function, called
+                    with (output, mask). If it expects logits and masks of 0 and 1, it has
+                    `logits = True`.
                 dice_form: the form of "Dice": "squared", "linear" or "pixelwise".
                 optimizer: a torch optimizer, a list of them (each with its own parameters), or a
                     function that makes one from the parameters, such as
                     functools.partial(torch.optim.AdamW, lr=1e-3). None: SGD, as in the settings.
-                scheduler: a torch scheduler, stepped after each iteration; or a function from the
-                    fraction of training done (0 to 1) to a factor on the learning rate.
+                scheduler: a torch scheduler, stepped after each iteration (ReduceLROnPlateau: with
+                    the mean loss of each epoch); or a function from the fraction of training done
+                    (0 to 1) to a factor on the learning rate.
                 augment: a function of a batch (images, masks) that returns a changed batch.
                 clip_grad_norm: the largest norm of a gradient; larger gradients are scaled down.
                 precision: "fp32", "bf16", or "auto": bf16 if the device has it in hardware.
@@ -1361,7 +1368,7 @@ class SegStudio:
             Returns: TrainingHistory. The weights are in model.pt, and in path_saved_model if set.
 
             Errors: ValueError for an impossible argument. FloatingPointError, with the iteration,
-            if the loss is not finite; then no model is saved.
+            if the loss or a weight is not finite; then no model is saved.
 
             Class Path:   SegStudio  ->  SemanticSegmentation
             """
@@ -1528,7 +1535,7 @@ class SegStudio:
                     if on_batch is not None:
                         on_batch(number, batch, output.cpu(), pred.cpu(), ious)
             if scores.images == 0:
-                raise ValueError("there is nothing to score: the set of images is empty")
+                raise ValueError("there are no images to score: the loader has no batch")
             return scores
 
         def score_baselines(self) -> dict:
@@ -1858,35 +1865,47 @@ class SegStudio:
         @staticmethod
         def probe_output_coverage(
             net: nn.Module, image_size: Sequence[int], *, in_channels: int = 3, probes: int = 8
-        ) -> tuple:
-            """Find the output pixels that depend on the input.
+        ) -> backstage.Coverage:
+            """Find the output pixels that depend on the image.
 
             Feeds random images to any segmentation network in eval mode and marks the output
-            pixels that change. A pixel that never changes is a constant of the network: no loss and
-            no training can correct it. In DLStudio's mUnet these are three pixels in four.
+            pixels that change. A pixel may also stay the same because of the weights: a head of
+            zeros, an activation that is dead. So all is done again with random weights and without
+            activations. A pixel that does not change then either has no path from the image: no
+            loss and no training can correct it. In DLStudio's mUnet these are three pixels in four.
 
-            Shape: image_size (H, W); the map is (H', W') of the network's output.
-            Returns: a named tuple: fraction (float), map (bool tensor), picture (uint8 tensor
-            (3, 8H', 8W'): pixels that change in blue, constant ones in orange).
+            Averages of the whole image (global pooling, GroupNorm) are held fixed meanwhile. They
+            change with the image, but do not tell a pixel what is at its place. What mixes
+            pixels by a matrix product, such as attention, counts as a path.
+
+            Shape: image_size (H, W); the maps are (H', W') of the network's output.
+            Returns: a named tuple:
+                fraction  float, the share of output pixels with a path from the image
+                map       bool tensor: these pixels
+                picture   uint8 tensor (3, 8H', 8W'): pixels that change in blue, pixels that do
+                          not change with these weights in grey, pixels without a path in orange
+                now       bool tensor: the pixels that change with these weights
+            and .summary, the result in words.
+            Errors: ValueError if the network has weights or outputs that are not finite, gives
+            two outputs for one image (active dropout), or returns no floating-point (N, C, H, W),
+            alone or in a tuple or dict.
             """
-            device = next((p.device for p in net.parameters()), torch.device("cpu"))
+            weight = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
             generator = torch.Generator().manual_seed(0)
-            outputs = []
-            with backstage.eval_mode(net), torch.no_grad():
-                for _ in range(probes):
-                    image = torch.rand(1, in_channels, *image_size, generator=generator) * 255
-                    output = net(image.to(device))
-                    output = output["out"] if isinstance(output, Mapping) else output
-                    outputs.append(output[0].cpu())
-            outputs = torch.stack(outputs)  # (probes, C, H', W')
-            reached = (outputs != outputs[0]).any(dim=0).any(dim=0)  # (H', W')
-            colors = torch.stack(
-                [backstage.rgb(SegStudio.PALETTE[1]), backstage.rgb(SegStudio.PALETTE[0])]
-            )
-            picture = colors[reached.long()].permute(2, 0, 1)  # (3, H', W')
+            images = [
+                255 * torch.rand(1, in_channels, *image_size, generator=generator).to(weight)
+                for _ in range(probes)
+            ]
+            with backstage.eval_mode(net), backstage.random_numbers_kept(), torch.no_grad():
+                backstage.refuse_unsteady_network(net, images[0])
+                now = backstage.changing_pixels(net, images)  # (H', W')
+                with backstage.random_weights(net):
+                    layers = backstage.changing_pixels(net, images, without_activations=True)
+            reached = now | layers
+            colors = torch.stack([backstage.rgb(SegStudio.PALETTE[k]) for k in (1, 7, 0)])
+            picture = colors[reached.long() + now.long()].permute(2, 0, 1)  # (3, H', W')
             picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
-            coverage = namedtuple("Coverage", "fraction map picture")
-            return coverage(reached.float().mean().item(), reached, picture)
+            return backstage.Coverage(reached.float().mean().item(), reached, picture, now)
 
         # ==== for the examples: load data by numbers of images ===================================
 
