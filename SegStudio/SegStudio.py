@@ -153,7 +153,8 @@ class SegStudio:
     def log(self, text: str = "") -> None:
         """Print a line and append it to log.txt in the run's folder."""
         tqdm.write(text)  # print would break the progress bar
-        with (self.run_dir / "log.txt").open("a", encoding="utf-8") as file:
+        path = self.run_dir / "log.txt"
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
 
     def write_json(self, name: str, content: Any) -> None:
