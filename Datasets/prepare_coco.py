@@ -40,6 +40,7 @@ from SegStudio import SegStudio
 CLASSES = ("cake", "dog", "motorcycle")
 OFFICIAL = {"train": "instances_train2017.json", "test": "instances_val2017.json"}
 IMAGE_SIZES = range(1, 4097)
+MOST_WORKERS = 64
 SYNTHETIC_IMAGES = {"train": 480, "test": 120}
 
 
@@ -333,6 +334,8 @@ def parse(argv):
         value = getattr(options, name)
         if value is not None and not least <= value < math.inf:  # also refuses NaN
             parser.error(f"--{name.replace('_', '-')} must be {least} or more")
+    if options.workers > MOST_WORKERS:
+        parser.error(f"--workers must be {MOST_WORKERS} or less")
     if options.image_size not in IMAGE_SIZES:
         parser.error("--image-size must be from 1 to 4096")
     return options

@@ -3,8 +3,9 @@
     python Examples/predict.py photo.jpg holiday/ --model runs/best_coco_segmentation
 
 IMAGE is an image file, or a folder of image files. RUN is the folder of a finished run. Its files
-tell which network it has and how to read the output. An image takes less than a second. Of an
-animation the first picture is used; transparent pixels become white.
+tell which network it has and how to read the output. An image takes less than a second. It is
+turned upright by its EXIF orientation. Of an animation the first picture is used; transparent
+pixels become white.
 
 For each image, numbered 001, 002, ... in the given order, the folder that is printed at the end
 gets two files:
@@ -29,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import skimage.measure
+import skimage.morphology
 import torch
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image, ImageOps
@@ -52,6 +54,9 @@ def main():
     class_names = net.output_spec["class_names"]
     if len(net.output_spec["mask_values"]) == 1:
         class_names = ["object"]
+    dotted = getattr(net, "arguments", {}).get("upsampling") == "strided"
+    if dotted:
+        dls.log("This network is strided: only one pixel in four can be predicted (see the README)")
     predictions = {}
     warned = False
     for number, file in enumerate(files, start=1):
@@ -63,7 +68,7 @@ def main():
         if not warned:
             warned = warn_of_a_photo(segmenter, class_names, file, image)
         labels = predict_labels(segmenter, net, image)
-        objects = find_objects(labels, class_names, image.size)
+        objects = find_objects(labels, class_names, image.size, dotted)
         name = f"{number:03d}-{file.stem[:NAME_LENGTH]}"
         save_mask(labels, image.size, dls.run_dir / f"{name}-mask.png")
         save_overlay(segmenter, image, labels, objects, class_names, f"{name}-overlay.png")
@@ -169,17 +174,23 @@ def predict_labels(segmenter, net, image):
     return labels.to(torch.uint8)
 
 
-def find_objects(labels, class_names, size):
+def find_objects(labels, class_names, size, dotted=False):
     """The connected parts of each class: class, box and area, in pixels of the image.
 
-    `size` is (width, height) of the image, as in PIL.
+    `size` is (width, height) of the image, as in PIL. `dotted` is for the masks of a strided
+    network: their pixels touch no other ones, so pixels two places apart count as connected.
     """
     height, width = labels.shape
     across = size[0] / width  # image pixels for each pixel of the labels
     down = size[1] / height
     objects = []
     for number, name in enumerate(class_names, start=1):
-        parts = skimage.measure.label(labels.numpy() == number)
+        mask = labels.numpy() == number
+        if dotted:
+            grown = skimage.morphology.dilation(mask, np.ones((3, 3)))
+            parts = skimage.measure.label(grown) * mask
+        else:
+            parts = skimage.measure.label(mask)
         for part in skimage.measure.regionprops(parts):
             if part.area < SMALLEST_OBJECT * labels.numel():
                 continue

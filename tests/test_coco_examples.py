@@ -243,6 +243,12 @@ def runs(tmp_path_factory):
     both = constant(Segmentation.UNet(5, 8, 8), [-1.0, -1.0, 3.0, -1.0, 1.0])
     save("both", both, shapes, values, [64, 64])
     save("one", constant(Segmentation.UNet(1, 8, 8), [2.0]), ["cake", "dog"], [255], [64, 64])
+    # As the homework's network: only the pixels of even rows and columns can be predicted.
+    strided = Segmentation.mUnet(depth=4, width=8, out_channels=1)
+    with torch.no_grad():
+        strided.conv_out.weight.fill_(1000)
+        strided.conv_out.bias.fill_(-2)
+    save("strided", strided, ["cake", "dog"], [255], [64, 64])
     save("nothing", constant(Segmentation.UNet(1, 8, 8), [-2.0]), ["cake", "dog"], [255], [64, 64])
     return folder
 
@@ -287,6 +293,36 @@ def test_predict_says_object_where_the_network_names_no_class(run_script, runs, 
     (found,) = json.loads((folder / "predictions.json").read_text()).values()
     assert found == [{"class": "object", "box": [0, 0, 89, 49], "area": 4500}]
     assert "mean nothing" not in text
+
+
+@pytest.mark.slow
+def test_predict_finds_the_objects_in_the_dotted_masks_of_a_strided_network(
+    run_script, runs, photos, tmp_path
+):
+    """Each predicted pixel stands alone, and was left out as too small to be an object."""
+    text, folder = predict(
+        run_script, tmp_path, str(photos / "a.png"), "--model", str(runs / "strided")
+    )
+    with Image.open(folder / "001-a-mask.png") as opened:
+        predicted = (np.asarray(opened) > 0).sum()
+    assert 100 < predicted < 90 * 50 / 3, "dotted"
+    assert "only one pixel in four can be predicted" in text
+    assert "nothing found" not in text
+    (found,) = json.loads((folder / "predictions.json").read_text()).values()
+    assert 0.5 * predicted < sum(thing["area"] for thing in found) < 1.5 * predicted
+
+
+def test_predict_connects_the_dots_of_one_object_but_not_of_two():
+    import predict as example
+
+    labels = torch.zeros(64, 64, dtype=torch.uint8)
+    labels[8:24:2, 8:24:2] = 1
+    labels[40:50:2, 8:24:2] = 1
+    assert example.find_objects(labels, ["dog"], (64, 64)) == []
+    assert example.find_objects(labels, ["dog"], (64, 64), dotted=True) == [
+        {"class": "dog", "box": [8, 8, 22, 22], "area": 64},
+        {"class": "dog", "box": [8, 40, 22, 48], "area": 40},
+    ]
 
 
 @pytest.mark.slow

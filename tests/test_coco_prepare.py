@@ -25,6 +25,7 @@ from coco_sets import (
     small_set,
     tree,
 )
+from coco_synthetic import SyntheticDrawing
 from PIL import Image
 
 from SegStudio import SegStudio
@@ -356,6 +357,7 @@ def test_truncated_jpeg(tmp_path):
         ["--min-bbox", "-1"],
         ["--single-instance", "any"],
         ["--workers", "0"],
+        ["--workers", "100000"],
         ["--images-dir", "nowhere"],
         ["--download"],
         ["--annotations", "nowhere.json"],
@@ -436,6 +438,22 @@ def test_a_full_disk_while_drawing_leaves_no_folder_behind(tmp_path, monkeypatch
     else:  # the training split was complete
         assert {"data/synthetic/train/manifest.json", "data/synthetic/synthetic/train"} <= {*left}
         assert not [name for name in left if "test" in name]
+
+
+def test_ctrl_c_while_drawing_leaves_no_folder_behind(tmp_path, monkeypatch):
+    drawn, compose = [], SyntheticDrawing.compose
+
+    def interrupted(drawing, kind, category):
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        drawn.append(kind)
+        return compose(drawing, kind, category)
+
+    monkeypatch.setattr(SyntheticDrawing, "compose", interrupted)
+    code, problems, _ = run("--synthetic", "--workers", 1, "--out", tmp_path / "data/synthetic")
+    assert code == 130
+    assert re.match("prepare_coco: interrupted; run it again", problems[-1])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_keeps_the_set_that_was_there(tmp_path, monkeypatch):
@@ -541,7 +559,12 @@ def test_synthetic_set_of_both_splits_in_one_command(tmp_path):
         *("--image-size", 32, "--out", tmp_path),
     )
     assert (code, problems) == (0, [])
-    assert "SYNTHETIC" in out
+    said = re.findall(r"Drawing (\d+) SYNTHETIC (\w+) images .*, and (\d+) that", out)
+    for number, split, rejected in said:
+        drawn = len(list((tmp_path / "synthetic" / split).iterdir()))
+        assert drawn == int(number) + int(rejected) == 7
+        assert f"{number} images and masks: {tmp_path / split}" in out
+    assert [split for _, split, _ in said] == ["train", "test"]
     manifests = [
         json.loads((tmp_path / split / "manifest.json").read_text()) for split in ("train", "test")
     ]
