@@ -196,7 +196,7 @@ def append_text(path, text):
     text = HELD.get(path, "") + text
 
     def append():
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
 
     try_to_change(path, lambda: change_file(path, append), unwritten=text)
@@ -364,9 +364,12 @@ def open_cache(source, content, num_images, read_records):
     """
     folder = source.parent
     name = f"{source.name}.v3-{short_hash(content)}.cache.npy"
-    # Data with the same name in two folders gets two caches.
-    user_folder = Path(platformdirs.user_cache_dir("segstudio"))
-    places = [folder / name, user_folder / short_hash(bytes(folder.resolve())) / name]
+    places = [folder / name]
+    with contextlib.suppress(RuntimeError):  # the user has no home folder
+        user_folder = Path(platformdirs.user_cache_dir("segstudio"))
+        if user_folder.is_absolute():  # older platformdirs: "~/.cache" without a home folder
+            # Data with the same name in two folders gets two caches.
+            places.append(user_folder / short_hash(bytes(folder.resolve())) / name)
     for path in places:
         delete_old_parts(path.parent, source.name)
     for path in places:
@@ -822,18 +825,25 @@ def read_manifest(folder, split, image_size):
     try:
         manifest = json.loads(file.read_bytes())
         options = manifest["options"]
-        side = options["image_size"]
-        if manifest["format"] != PREPARED or not manifest["samples"] or not options["classes"]:
+        side, classes, samples = options["image_size"], options["classes"], manifest["samples"]
+        if manifest["format"] != PREPARED or not samples or not classes:
             raise ValueError
+        types = type(side), type(classes), type(manifest.get("description", ""))
+        if types != (int, list, str):
+            raise ValueError
+        for sample in samples:
+            classes.index(sample["category"])  # ValueError if it is not in the list
+            for kind in ("image", "mask"):
+                Path(sample[kind]), sample[f"{kind}_sha256"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"{file} is not a manifest of prepared COCO images; prepare again."
         ) from None
     if split not in ("train", "test"):
         raise ValueError(f"train_or_test is {split!r}, not 'train' or 'test'.")
-    if options["split"] != split:
+    if options.get("split") != split:
         raise ValueError(
-            f"{folder} holds the {options['split']} images, not {split}; give the folder prepared "
+            f"{folder} holds the {options.get('split')} images, not {split}; give the folder made "
             f"with that --split."
         )
     if list(image_size) != [side, side]:
@@ -2066,6 +2076,8 @@ def example_flags(
 def run_example(main: Callable) -> None:
     """Call main(); a user's mistake ends in one sentence, not in a traceback."""
     script = Path(sys.argv[0]).name
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the name of a file may have any characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except (OSError, ValueError, FloatingPointError) as error:
