@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import csv
 import difflib
+import errno
 import functools
 import glob
 import gzip
@@ -23,6 +24,7 @@ import pickle
 import platform
 import random
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -132,10 +134,26 @@ def write_atomically(path, write: Callable) -> Path:
         write(part)
         part.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        raise OSError(f"{path.absolute()} could not be written ({error})") from error
+        raise OSError(
+            f"{path.absolute()} could not be written ({why_not_written(error, path.parent)})"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def why_not_written(error, folder):
+    """The reason why a file could not be written into `folder`; for a full disk also the remedy."""
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    else:
+        full = shutil.disk_usage(folder).free < 2**16
+    if full:
+        return (
+            "the disk is full: make room, or give a folder elsewhere, --results-dir for runs, "
+            "--dataroot for data"
+        )
+    return getattr(error, "strerror", None) or error
 
 
 def seconds_for_training(limit, trainings_left=1, reserve=15):
@@ -532,7 +550,26 @@ def generate_archive(path, num_images, seed=0):
         if int(value) != value or value < least:
             raise ValueError(f"{name} is {value}: it must be {least} or more")
     path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    new_folders = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # a refusal before the images are drawn
+            pass
+        return draw_archive(path, num_images, seed)
+    except OSError as error:
+        for folder in new_folders:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if error.errno is None:  # it says what to do
+            raise
+        raise OSError(
+            f"images cannot be drawn into {path.parent.absolute()} ({error.strerror}): give "
+            f"another folder (--dataroot DIR), or make that one writable"
+        ) from None
+
+
+def draw_archive(path, num_images, seed):
+    """Draw the images and write them to the archive `path`, complete or not at all."""
     items = {}
     for index in tqdm(range(num_images), desc=path.name, unit="image", disable=None):
         image, mask, box_map = draw_shapes(seed, index)
@@ -1038,12 +1075,15 @@ class TrainingRecorder:
         self.losses = torch.zeros(log_every, device=dl_studio.device)
         self.terms = defaultdict(float)
         self.count = 0  # iterations since the last line of the log
+        self.logged_at = 0.0  # seconds of training at that line
+        self.expected_end = None  # in seconds of training, when the time left was logged
 
     # ---- what the loop calls ----
 
     def epochs(self):
         """Count the epochs until the last one is done, or the time is up."""
         self.first = self.history.iterations  # not 0 after resuming
+        self.logged_at = self.history.seconds
         self.clock = time.perf_counter() - self.history.seconds
         with tqdm(
             total=self.iterations, initial=self.first, disable=None, dynamic_ncols=True,
@@ -1130,6 +1170,8 @@ class TrainingRecorder:
             f"[epoch={self.epochs_done + 1}/{epochs}, iter={iteration:4d}  elapsed_time="
             f"{self.history.seconds:3.0f} secs]   {self.history.loss_name} loss: {loss:.3f}"
         )
+        self.correct_estimate()
+        self.logged_at = self.history.seconds
         self.count = 0
         self.terms.clear()
         with self.off_the_clock():
@@ -1168,13 +1210,29 @@ class TrainingRecorder:
         done_here = self.history.iterations - self.first
         if done_here == 3:
             self.third = self.history.seconds  # the first iterations are slower
-        if done_here == 13 and self.iterations is not None:
-            each = (self.history.seconds - self.third) / 10
-            left = (self.iterations - self.history.iterations) * each
-            self.dl_studio.log(
-                f"Training takes about {left / 60:.1f} more minutes: {self.iterations} iterations "
-                f"of {1000 * each:.0f} ms (measured on ten of them)"
-            )
+        if done_here == 13:
+            self.log_time_left((self.history.seconds - self.third) / 10)
+
+    def correct_estimate(self):
+        """Log the time left again if the last interval was much faster or slower than expected."""
+        each = (self.history.seconds - self.logged_at) / self.count
+        if self.expected_end is None:
+            return
+        expected = self.expected_end - self.history.seconds
+        left = (self.iterations - self.history.iterations) * each
+        if abs(left - expected) > max(60, max(left, expected) / 3):
+            self.log_time_left(each)
+
+    def log_time_left(self, each):
+        """Log the time left at `each` seconds for an iteration."""
+        if self.iterations is None:
+            return
+        number = self.iterations - self.history.iterations
+        self.expected_end = self.history.seconds + number * each
+        self.dl_studio.log(
+            f"Training takes about {number * each / 60:.1f} more minutes: {number} iterations of "
+            f"{1000 * each:.0f} ms"
+        )
 
     @contextlib.contextmanager
     def off_the_clock(self):
