@@ -143,14 +143,15 @@ class LiveView:
         started = time.perf_counter()
         if not self.has_window:  # else drawing would fail after the window was closed
             FigureCanvasAgg(self.figure)
-        self.figure.canvas.draw()
-        if self.has_window:
-            self.figure.canvas.flush_events()
+        canvas = self.figure.canvas
+        canvas.draw()
         if keep:
-            picture = Image.fromarray(np.asarray(self.figure.canvas.buffer_rgba()))
+            picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
             # A window of another shape gets white margins.
-            picture = ImageOps.pad(picture.convert("RGB"), FILM_SIZE, color="white")
+            picture = ImageOps.pad(picture, FILM_SIZE, color="white")
             self.frames.append(picture.quantize(256, dither=Image.Dither.NONE))
+        if self.has_window:
+            canvas.flush_events()  # last, because the user may close the window here
         self.last_frame = time.perf_counter()
         self.frame_seconds = self.last_frame - started
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 from matplotlib import pyplot as plt
-from matplotlib.backend_bases import ResizeEvent
+from matplotlib.backend_bases import FigureCanvasBase, ResizeEvent
 from matplotlib.text import Text
 from PIL import Image
 from run_folders import example
@@ -160,6 +160,21 @@ def test_a_loss_of_one_interval_is_visible(view):
         assert len(curve) == 1
         assert curve[0].get_xydata().tolist() == [[10, 1.5]]
         assert curve[0].get_marker() == "o"
+
+
+def test_the_demo_goes_on_when_the_window_is_closed(view):
+    def close():
+        """What matplotlib does when the user closes the window."""
+        view.on_close(None)
+        FigureCanvasBase(view.figure)
+
+    view.has_window = True
+    view.figure.canvas.flush_events = close
+    frames = len(view.frames)
+    view.draw_frame()
+    view.draw_frame()
+    assert len(view.frames) == frames + 2
+    assert not view.has_window
 
 
 @pytest.mark.slow

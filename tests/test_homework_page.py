@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from run_folders import GENERATED, example, make_run, metrics_of
 
+from SegStudio.backstage import TrainingHistory
+
 homework_page = example("homework_page")
 
 EVIL = "<script>alert('x')</script>"
@@ -181,6 +183,27 @@ def test_scores_of_an_older_run_that_has_no_boundary_iou(runs):
     del metrics["boundary_iou"]
     (runs / "mse" / "metrics.json").write_text(json.dumps(metrics))
     assert "Figure 1. " in read_page(runs).text
+
+
+def test_a_loss_of_one_interval_is_visible_with_all_its_terms(experiment, monkeypatch):
+    segmenter = experiment()
+    history = TrainingHistory("MSE+200*Dice")
+    history.iterations = 25
+    history.add(loss=600.0, mse=400.0, dice=200.0)
+    figures = []
+    monkeypatch.setattr(
+        segmenter.dl_studio, "save_figure", lambda figure, _: figures.append(figure)
+    )
+    segmenter.save_loss_figure(history)
+    lines = figures[0].axes[0].lines
+    assert len(lines) == 3
+    assert all(line.get_marker() not in ("None", "", None) for line in lines)
+
+
+def test_the_confusion_of_the_classes_is_shown_if_the_test_drew_it(runs):
+    assert "which class is taken for which" not in read_page(runs).text
+    shutil.copy(runs / "mse" / "worst.png", runs / "mse" / "confusion.png")
+    assert "MSE: which class is taken for which (the homework's" in read_page(runs).text
 
 
 # ---- what is missing or damaged -----------------------------------------------------------------
