@@ -28,8 +28,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 from side_by_side import class_patches, generated_or_not, iou_of_image, paint_masks
-from small_recipe import warm_up_then_cosine
-from torch.utils.data import DataLoader, RandomSampler
+from small_recipe import make_one_epoch, warm_up_then_cosine
 
 from SegStudio import SegStudio
 
@@ -219,7 +218,7 @@ def main():
         torch.manual_seed(flags.seed)  # both networks start with the same weights
         net = segmenter.mUnet(depth=DEPTH, width=WIDTH, upsampling=upsampling, input_scale=1 / 255)
         if flags.iterations:
-            exactly(segmenter, flags.iterations, flags.seed)
+            make_one_epoch(segmenter, flags.iterations, flags.seed)
         history = train(segmenter, net, max_seconds, view, upsampling)
         view.show_network(upsampling, history, net)
         scores[upsampling] = segmenter.score(net)
@@ -246,14 +245,6 @@ def seconds_for_each(seconds):
     """The training time of each network, so that the whole demo takes `seconds`."""
     left = seconds - (time.perf_counter() - STARTED) - AROUND_TRAINING
     return max(1.0, 0.9 * left / 2)  # a tenth of the time is for the frames
-
-
-def exactly(segmenter, iterations, seed):
-    """Make one epoch of the training loader exactly `iterations` batches long."""
-    dataset = segmenter.dataserver_train
-    order = torch.Generator().manual_seed(seed)
-    sampler = RandomSampler(dataset, num_samples=iterations * BATCH_SIZE, generator=order)
-    segmenter.train_dataloader = DataLoader(dataset, BATCH_SIZE, sampler=sampler)
 
 
 def train(segmenter, net, max_seconds, view, name):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from run_folders import example
 from side_by_side import first_items, iou_of_image, paint_masks, save_side_by_side
 
 from SegStudio import SegStudio, backstage
@@ -203,6 +204,27 @@ def test_the_ablation_measures_gradients_that_explode_and_vanish(tmp_path, run_s
     assert min(blocks["plain, no BatchNorm"]) < 1e-9
     for color in SegStudio.PALETTE[:4]:
         assert count_pixels(run / "ablation.png", color) > 100
+
+
+@pytest.mark.slow
+def test_the_ablation_trains_all_networks_for_equally_many_iterations(
+    tmp_path, monkeypatch, tiny_shapes
+):
+    """In the same time a faster network would have more of them: not like with like."""
+
+    def load(self, *_, **__):
+        self.load_PurdueShapes5MultiObject_dataset(tiny_shapes(20), tiny_shapes(8))
+
+    ablation = example("skip_connections_ablation")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SegStudio.SemanticSegmentation, "load_shapes", load)
+    monkeypatch.setattr(ablation, "QUICK_SECONDS", 1)  # 5 seconds of training are the least
+    monkeypatch.setattr("sys.argv", ["skip_connections_ablation.py", "--quick"])
+    ablation.main()
+    (results,) = tmp_path.glob("runs/*/results.json")
+    counts = [found["iterations"] for found in json.loads(results.read_text()).values()]
+    assert len(counts) == 4
+    assert min(counts) == max(counts) > 0
 
 
 # ---- Flags --------------------------------------------------------------------------------------
