@@ -1852,7 +1852,7 @@ class SegStudio:
             terms = [name for name in ("mse", "mae", "bce", "dice") if history.column(name)]
             for color, term in zip(palette[1:], terms, strict=False):
                 points = zip(*history.column(term), strict=True)
-                axes.plot(*points, color=color, linestyle="--", label=f"{term} term")
+                axes.plot(*points, color=color, linestyle="--", marker=".", label=f"{term} term")
             axes.set_xlabel("iteration")
             axes.set_ylabel(f"{history.loss_name} loss, mean of each interval")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -10,6 +10,7 @@ import colorsys
 import contextlib
 import csv
 import difflib
+import errno
 import functools
 import glob
 import gzip
@@ -26,6 +27,7 @@ import pickle
 import platform
 import random
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -219,7 +221,9 @@ def write_atomically(path, write: Callable) -> Path:
             f"is read-only ({error.strerror})"
         ) from error
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        raise OSError(f"{path.absolute()} could not be written ({error})") from error
+        raise OSError(
+            f"{path.absolute()} could not be written ({why_not_written(error, path.parent)})"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -233,6 +237,20 @@ def delete_old_parts(folder, name):
             # A part that nobody has written to for so long belongs to no living process.
             if time.time() - part.stat().st_mtime > 600:
                 part.unlink()
+
+
+def why_not_written(error, folder):
+    """The reason why a file could not be written into `folder`; for a full disk also the remedy."""
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    else:
+        full = shutil.disk_usage(folder).free < 2**16
+    if full:
+        return (
+            "the disk is full: make room, or give a folder elsewhere, --results-dir for runs, "
+            "--dataroot for data"
+        )
+    return getattr(error, "strerror", None) or error
 
 
 def seconds_for_training(limit, trainings_left=1, reserve=15):
@@ -716,7 +734,26 @@ def generate_archive(path, num_images, seed=0):
         if int(value) != value or value < least:
             raise ValueError(f"{name} is {value}: it must be {least} or more")
     path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    new_folders = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # a refusal before the images are drawn
+            pass
+        return draw_archive(path, num_images, seed)
+    except OSError as error:
+        for folder in new_folders:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if error.errno is None:  # it says what to do
+            raise
+        raise OSError(
+            f"images cannot be drawn into {path.parent.absolute()} ({error.strerror}): give "
+            f"another folder (--dataroot DIR), or make that one writable"
+        ) from None
+
+
+def draw_archive(path, num_images, seed):
+    """Draw the images and write them to the archive `path`, complete or not at all."""
     items = {}
     for index in progress_bar(range(num_images), f"drawing {path.name}", unit="image"):
         image, mask, box_map = draw_shapes(seed, index)
@@ -1446,14 +1483,16 @@ class TrainingRecorder:
         self.terms = defaultdict(float)
         self.epoch_loss = 0.0  # the sum of the losses of this epoch
         self.count = 0  # iterations since the last line of the log
+        self.logged_at = 0.0  # seconds of training at that line
+        self.expected_end = None  # in seconds of training, when the time left was logged
 
     # ---- what the loop calls ----
 
     def epochs(self):
         """Count the epochs until the last one is done, or the time is up."""
         self.first = self.history.iterations  # not 0 after resuming
+        self.logged_at = self.history.seconds
         self.clock = time.perf_counter() - self.history.seconds
-        self.logged = self.expected_end = time.perf_counter()
         bar = {"total": self.iterations, "initial": self.first, "unit": "iteration"}
         if self.max_seconds:
             bar = {"total": round(self.max_seconds), "bar_format": "{l_bar}{bar}| {n_fmt} of "
@@ -1572,6 +1611,7 @@ class TrainingRecorder:
             f"{self.history.seconds:3.0f} secs]   {self.history.loss_name} loss: {loss:.3f}"
         )
         self.correct_estimate()
+        self.logged_at = self.history.seconds
         self.count = 0
         self.terms.clear()
         with self.off_the_clock():
@@ -1635,24 +1675,29 @@ class TrainingRecorder:
         done_here = self.history.iterations - self.first
         if done_here == 3:
             self.third = self.history.seconds  # the first iterations are slower
-        if done_here == 13 and self.iterations is not None:
-            each = (self.history.seconds - self.third) / 10
-            left = (self.iterations - self.history.iterations) * each
-            self.dl_studio.log(
-                f"Training takes about {left / 60:.1f} more minutes: {self.iterations} iterations "
-                f"of {1000 * each:.0f} ms (measured on ten of them)"
-            )
-            self.expected_end = time.perf_counter() + left
+        if done_here == 13:
+            self.log_time_left((self.history.seconds - self.third) / 10)
 
     def correct_estimate(self):
-        """Log the time left again if the speed since the last line leads to another end."""
-        now = time.perf_counter()
-        each = (now - self.logged) / self.count  # seconds, with evaluations
-        self.logged = now
-        left = ((self.iterations or 0) - self.history.iterations) * each
-        if left > 60 and abs(now + left - self.expected_end) > left / 5:
-            self.expected_end = now + left
-            self.dl_studio.log(f"At this speed, training takes {left / 60:.0f} more minutes")
+        """Log the time left again if the last interval was much faster or slower than expected."""
+        each = (self.history.seconds - self.logged_at) / self.count
+        if self.expected_end is None:
+            return
+        expected = self.expected_end - self.history.seconds
+        left = (self.iterations - self.history.iterations) * each
+        if abs(left - expected) > max(60, max(left, expected) / 3):
+            self.log_time_left(each)
+
+    def log_time_left(self, each):
+        """Log the time left at `each` seconds for an iteration."""
+        if self.iterations is None:
+            return
+        number = self.iterations - self.history.iterations
+        self.expected_end = self.history.seconds + number * each
+        self.dl_studio.log(
+            f"Training takes about {number * each / 60:.1f} more minutes: {number} iterations of "
+            f"{1000 * each:.0f} ms"
+        )
 
     @contextlib.contextmanager
     def off_the_clock(self):
