@@ -2,7 +2,7 @@
 
     python Examples/coco_exploding_mse.py --quick     # 50 seconds on any 2-core computer
     python Examples/coco_exploding_mse.py             # about 3 minutes there
-    python Examples/coco_exploding_mse.py --coco data/coco-64
+    python Examples/coco_exploding_mse.py --coco data/coco
 
 The homework's report saw its MSE loss become NaN on COCO, and used MAE instead. The script trains
 mUnet with one output channel by the homework's SGD (learning rate 1e-4, momentum 0.9), with both
