@@ -67,13 +67,13 @@ def explain(folder, size):
                 prepare_command(
                     *("--annotations", raw / "annotations" / f"instances_{name}2017.json"),
                     *("--images-dir", raw / f"{name}2017"),
-                    *("--split", split, "--image-size", size, "--out", "data/coco"),
+                    *("--split", split, "--image-size", size, "--out", f"data/coco-{size}"),
                 )
                 for split, name in zip(SPLITS, ("train", "val"), strict=True)
             ]
             return ValueError(
                 f"{folder} holds unprepared COCO data; prepare it with: {' && '.join(commands)} "
-                "and give data/coco"
+                f"and give data/coco-{size}"
             )
     missing = [split for split in SPLITS if not (folder / split / "manifest.json").is_file()]
     return FileNotFoundError(
