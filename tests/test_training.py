@@ -366,6 +366,7 @@ def test_every_loss_of_several_terms_adds_them_and_their_gradient_norms(
             assert float(row[term]) > 0
             assert float(row[f"grad_norm_{term}"]) > 0
 
+
 # ---- a loss that is not finite ------------------------------------------------------------------
 
 
