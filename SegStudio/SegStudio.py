@@ -23,7 +23,8 @@ losses and higher scores are better. In shapes, N is the number of images in a b
 number of classes, H the height and W the width.
 
 To copy a class into a file of your own: `python -m SegStudio show mUnet` prints a file that runs.
-Networks, losses and scores need nothing but `import torch` and `from torch import nn`.
+Networks and losses need nothing but `import torch` and `from torch import nn`; scores also need
+`import math`.
 """
 
 import json
@@ -78,8 +79,8 @@ class SegStudio:
             files. None: the script's name, with a number if that name is taken.
         show: open a window for each figure, besides saving it.
 
-    Errors: ValueError for positional, unknown or impossible arguments. OSError if results_dir
-    cannot be written.
+    Errors: ValueError for positional, unknown or impossible arguments. OSError, at the first use
+    of run_dir, if results_dir cannot be written.
 
     Class Path:   SegStudio
     """
@@ -362,8 +363,9 @@ class SegStudio:
             The homework's bonus task: one object per photo, one output channel. The core of the
             preparation is short; pycocotools does the work:
                 coco = COCO("instances_train2017.json")
-                for image_id in coco.getImgIds(catIds=dog_ids):
-                    annotations = coco.loadAnns(coco.getAnnIds(image_id))
+                chosen = coco.getCatIds(["cake", "dog", "motorcycle"])
+                for image_id in coco.getImgIds(catIds=coco.getCatIds(["dog"])):
+                    annotations = coco.loadAnns(coco.getAnnIds(image_id, chosen))
                     if len(annotations) == 1 and min(annotations[0]["bbox"][2:]) >= 200:
                         mask = 255 * coco.annToMask(annotations[0])  # (H, W) of 0 and 255
             Images and masks are then resized to one size and saved. Datasets/coco_single_object.py
@@ -1007,9 +1009,9 @@ class SegStudio:
                                 holes score low.
 
             The mean is over classes. A class that is in no pred and no mask has no IoU, Dice and
-            boundary IoU and is not counted there; its pixel accuracy is 1. The per-image mean IoU
-            is the mean over all pairs of an image and a class, without the pairs in which the class
-            is neither in the pred nor in the mask.
+            boundary IoU and is not counted in their means; its pixel accuracy is 1 and is counted.
+            The per-image mean IoU is the mean over all pairs of an image and a class, without the
+            pairs in which the class is neither in the pred nor in the mask.
 
             The confusion matrix shows which class is taken for which: a row for each true class, a
             column for each predicted one, the background first. A pixel that is predicted as

@@ -1390,9 +1390,9 @@ class TrainingHistory:
     """The record of a training: one row for each interval, with losses, seconds and scores.
 
     A row is a dict with epoch, iteration (counted over all epochs), seconds (of training, without
-    evaluations), loss (mean over the interval) and learning_rate. A loss of several terms adds the
-    mean of each term and grad_norm_TERM, the norm of its gradient at the output in the last batch
-    of the interval. An evaluation adds its scores. losses.csv in the run's folder is this table.
+    evaluations), loss (mean over the interval) and learning_rate. A loss with a method terms() adds
+    the mean of each term and grad_norm_TERM, the norm of its gradient at the output in the last
+    batch of the interval. An evaluation adds its scores. losses.csv in the run's folder is this table.
     """
 
     def __init__(self, loss_name):

@@ -1,7 +1,6 @@
 """The figures that training and testing write: their pixels, and the words on them."""
 
 import math
-import re
 
 import numpy as np
 import pytest

@@ -352,6 +352,21 @@ def test_terms_are_means_over_the_interval(experiment, small_net):
         assert float(row["grad_norm_mse"]) > 0
 
 
+@pytest.mark.parametrize(
+    ("loss", "terms"),
+    [("Combined", ("mse", "dice")), ("MAE+Dice", ("mae", "dice")), ("BCEDice", ("bce", "dice"))],
+)
+def test_every_loss_of_several_terms_adds_them_and_their_gradient_norms(
+    experiment, small_net, loss, terms
+):
+    segmenter = experiment(train=8)
+    train(segmenter, small_net(), loss, log_every=1)
+    for row in rows(segmenter):
+        for term in terms:
+            assert float(row[term]) > 0
+            assert float(row[f"grad_norm_{term}"]) > 0
+
+
 # ---- a loss that is not finite ------------------------------------------------------------------
 
 
