@@ -1392,7 +1392,8 @@ class TrainingHistory:
     A row is a dict with epoch, iteration (counted over all epochs), seconds (of training, without
     evaluations), loss (mean over the interval) and learning_rate. A loss with a method terms() adds
     the mean of each term and grad_norm_TERM, the norm of its gradient at the output in the last
-    batch of the interval. An evaluation adds its scores. losses.csv in the run's folder is this table.
+    batch of the interval. An evaluation adds its scores. losses.csv in the run's folder is this
+    table.
     """
 
     def __init__(self, loss_name):
