@@ -403,7 +403,7 @@ def open_cache(source, content, num_images, read_records):
             # Another process may have made and mapped the same file meanwhile.
             with contextlib.suppress(OSError, ValueError, EOFError):
                 return ImageCache(path, num_images)
-            problem = error
+            problem = getattr(error.__cause__, "strerror", None) or error
             continue
         for old in path.parent.glob(f"{glob.escape(source.name)}.v*.cache.npy"):
             if old != path:

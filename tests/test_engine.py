@@ -184,7 +184,7 @@ def test_a_part_that_cannot_be_deleted_does_not_hide_the_reason(tmp_path, monkey
         raise PermissionError(13, "the file is mapped", str(path))
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="the disk is full"):
         backstage.write_atomically(tmp_path / "file", fail)
 
 
