@@ -1361,19 +1361,22 @@ class SegStudio:
             """The loss that DLStudio, the report or the handout call by this name."""
             if not isinstance(loss_type, str):
                 raise ValueError(f"loss_type is a name; pass {loss_type!r} as criterion=")
+            batch_size = self.dl_studio.batch_size  # a loss that a subclass brings may need it
             match loss_type.lower():
                 case "mse":
-                    return self.SegmentationLossMSE()
+                    return self.SegmentationLossMSE(batch_size)
                 case "mae":
-                    return self.SegmentationLossMAE()
+                    return self.SegmentationLossMAE(batch_size)
+                case "dice" if dice_form == "squared":
+                    return self.SegmentationLossDice(batch_size)
                 case "dice":
-                    return self.SegmentationLossDice(form=dice_form)
+                    return self.SegmentationLossDice(batch_size, form=dice_form)
                 case "combined":
-                    return self.SegmentationLossComb(dice_scale=dice_scale)
+                    return self.SegmentationLossComb(batch_size, dice_scale)
                 case "mae+dice":
-                    return self.SegmentationLossComb(dice_scale=dice_scale, base="mae")
+                    return self.SegmentationLossComb(batch_size, dice_scale, base="mae")
                 case "bcedice":
-                    return self.SegmentationLossBCEDice()
+                    return self.SegmentationLossBCEDice(batch_size)
             raise ValueError(
                 f'loss_type is "MSE", "MAE", "Dice", "Combined", "MAE+Dice" or "BCEDice", not '
                 f"{loss_type!r}; pass a loss of your own as criterion="
@@ -1645,8 +1648,9 @@ class SegStudio:
             output = output[:8]
             if output.shape[1] != len(class_names) or "bbox_tensor" not in batch:
                 return self.save_panel_figure(batch, self.binarize(net, output), name)
+            images = backstage.to_255(batch["image"])
             grid = self.make_test_grid(
-                batch["image"], batch["bbox_tensor"], self.to_mask_values(net, output)
+                images, batch["bbox_tensor"], self.to_mask_values(net, output)
             )
             height = batch["image"].shape[2] + 2
             rows = ["largest output", "input, true boxes", *(f"{k} channel" for k in class_names)]
@@ -1700,13 +1704,14 @@ class SegStudio:
             """One row per image: image, true masks, predicted masks, with classes in colours."""
             class_names = class_names or self.data_spec()["class_names"]
             truths = batch["mask_tensor"] > 0
+            images = backstage.to_255(batch["image"])
             count = len(preds)
             figure = self.dl_studio.new_figure(
                 figsize=(6.6, 2.1 * count + 0.9), dpi=120, layout="constrained"
             )
             grid = figure.subplots(count, 3, squeeze=False)
             for row in range(count):
-                image = batch["image"][row]
+                image = images[row]
                 pictures = {
                     "image": image.byte(),
                     "truth": self.overlay(image, truths[row]),

@@ -228,6 +228,14 @@ def show_inline(path):
         display.display(display.Image(filename=path))
 
 
+def to_255(images):
+    """Images as they are drawn: 0 to 255. A student's dataset may return 0..1 or -1..1."""
+    low, high = images.min().item(), images.max().item()
+    if low >= 0 and high > 1:
+        return images
+    return 255 * (images - low) / max(high - low, 1e-12)
+
+
 def rgb(color):
     """A colour "#rrggbb" as a tensor of three bytes."""
     return torch.tensor(list(bytes.fromhex(color[1:])), dtype=torch.uint8)
