@@ -1425,19 +1425,22 @@ class SegStudio:
             """The loss that DLStudio, the report or the handout call by this name."""
             if not isinstance(loss_type, str):
                 raise ValueError(f"loss_type is a name; pass {loss_type!r} as criterion=")
+            batch_size = self.dl_studio.batch_size  # a loss that a subclass brings may need it
             match loss_type.lower():
                 case "mse":
-                    return self.SegmentationLossMSE()
+                    return self.SegmentationLossMSE(batch_size)
                 case "mae":
-                    return self.SegmentationLossMAE()
+                    return self.SegmentationLossMAE(batch_size)
+                case "dice" if dice_form == "squared":
+                    return self.SegmentationLossDice(batch_size)
                 case "dice":
-                    return self.SegmentationLossDice(form=dice_form)
+                    return self.SegmentationLossDice(batch_size, form=dice_form)
                 case "combined":
-                    return self.SegmentationLossComb(dice_scale=dice_scale)
+                    return self.SegmentationLossComb(batch_size, dice_scale)
                 case "mae+dice":
-                    return self.SegmentationLossComb(dice_scale=dice_scale, base="mae")
+                    return self.SegmentationLossComb(batch_size, dice_scale, base="mae")
                 case "bcedice":
-                    return self.SegmentationLossBCEDice()
+                    return self.SegmentationLossBCEDice(batch_size)
             raise ValueError(
                 f'loss_type is "MSE", "MAE", "Dice", "Combined", "MAE+Dice" or "BCEDice", not '
                 f"{loss_type!r}; pass a loss of your own as criterion="
