@@ -18,6 +18,7 @@ import inspect
 import io
 import itertools
 import json
+import math
 import numbers
 import os
 import pickle
@@ -357,6 +358,36 @@ class ArchiveUnpickler(pickle.Unpickler):
         return self.ALLOWED[name]
 
 
+class UnpackedArchive(io.RawIOBase):
+    """The content of a gzip file, unpacked while it is read, with a progress bar.
+
+    Errors: ValueError if it is a gzip bomb: images compress less than 500 times.
+    """
+
+    def __init__(self, data):
+        self.packed = io.BytesIO(data)
+        self.file = gzip.GzipFile(fileobj=self.packed)
+        self.limit = 2**26 + 500 * len(data)
+        self.bar = progress_bar(
+            desc="reading the archive", total=len(data), unit="B", unit_scale=True
+        )
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        content = self.file.read(len(buffer))
+        buffer[: len(content)] = content
+        if self.file.tell() > self.limit:
+            raise ValueError(f"it unpacks to more than {self.limit} bytes")
+        self.bar.update(self.packed.tell() - self.bar.n)
+        return len(content)
+
+    def close(self):
+        self.bar.close()
+        super().close()
+
+
 def find_archive(dl_studio, dataset_file):
     """The path of an archive of shapes, dataroot/dataset_file, of images of 64x64."""
     # DLStudio joins both as text, so dataroot may end with the beginning of the file name.
@@ -391,14 +422,12 @@ def open_archive(archive, num_images=None):
 
 def read_archive(archive, data):
     """The items of an archive as records: their number, their type, and the records one by one."""
-    limit = 2**26 + 500 * len(data)  # images compress less than that: more is a gzip bomb
     try:
-        with gzip.open(io.BytesIO(data)) as file:
-            content = file.read(limit + 1)
-        if len(content) > limit:
-            raise ValueError(f"it unpacks to more than {limit} bytes")
-        # encoding: archives of Python 2 hold bytes as text
-        items, label_map = ArchiveUnpickler(io.BytesIO(content), encoding="latin1").load()
+        with io.BufferedReader(UnpackedArchive(data), 2**20) as file:
+            # encoding: archives of Python 2 hold bytes as text
+            items, label_map = ArchiveUnpickler(file, encoding="latin1").load()
+            while file.read(2**20):  # the checksum is at the end
+                pass
         if label_map != LABEL_MAP:
             raise ValueError(f"its label_map is not {LABEL_MAP}")
         if len(items) == 0:
@@ -1210,7 +1239,7 @@ class TrainingRecorder:
         self.logged = self.expected_end = time.perf_counter()
         bar = {"total": self.iterations, "initial": self.first, "unit": "iteration"}
         if self.max_seconds:
-            bar = {"total": round(self.max_seconds), "bar_format": "{l_bar}{bar}| {n_fmt} of "
+            bar = {"total": math.ceil(self.max_seconds), "bar_format": "{l_bar}{bar}| {n_fmt} of "
                    "{total_fmt} s{postfix}"}  # fmt: skip
         with progress_bar(desc="training", **bar) as self.bar:
             while not self.finished:
@@ -1232,7 +1261,10 @@ class TrainingRecorder:
         self.output, self.masks = output.detach(), masks
         for name, value in getattr(self.criterion, "latest_terms", {}).items():
             self.terms[name] += value.detach()
-        self.bar.update(1 if not self.max_seconds else int(self.history.seconds) - self.bar.n)
+        if self.max_seconds:
+            self.bar.update(int(min(self.history.seconds, self.max_seconds)) - self.bar.n)
+        else:
+            self.bar.update()
         # Reading a value makes the CPU wait for the GPU, so this happens every 50 steps there.
         if self.losses.is_cpu or self.count % 50 == 1:
             self.stop_unless_finite()

@@ -385,12 +385,40 @@ def test_every_long_step_has_a_bar(experiment, small_net, monkeypatch, tmp_path)
     segmenter.score_baselines()
     assert seen == {
         "drawing PurdueShapes5MultiObject-6-train.gz": 6,
+        "reading the archive": path.stat().st_size,
         "writing the cache": 6,
         "looking for the mask values": None,
         "training": 2,
         "mean training mask": 3,
         "scoring": 2,
     }
+
+
+def test_the_bar_of_a_training_bounded_by_time_counts_its_seconds(
+    experiment, small_net, monkeypatch
+):
+    bars = []
+    original = backstage.progress_bar
+
+    def keep(items=None, desc=None, **options):
+        bars.append(original(items, desc, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(backstage, "progress_bar", keep)
+    now = [0.0]
+    monkeypatch.setattr(backstage.time, "perf_counter", lambda: now[0])
+    net, states = small_net(), []
+
+    def tick(*_):
+        states.append(str(bars[-1]))
+        now[0] += 4
+
+    net.register_forward_hook(tick)
+    experiment().custom_run_code_for_training_for_semantic_segmentation(net, max_seconds=10)
+    assert ["0 of 10 s" in states[0], "4 of 10 s" in states[1], "8 of 10 s" in states[2]] == [
+        True
+    ] * 3
+    assert "10 of 10 s" in str(bars[-1])
 
 
 def test_the_estimate_follows_the_measured_speed(experiment, small_net, monkeypatch):
