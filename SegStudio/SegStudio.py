@@ -1150,8 +1150,8 @@ class SegStudio:
                     "IoU: the pixels in both mask and prediction, divided by those in either. "
                     "Compare networks by it.\n"
                     "Dice: the same information on another scale, 2 IoU / (1 + IoU).\n"
-                    f"Pixel accuracy: says little. Predicting nothing has {nothing:.3f} here, "
-                    "because most pixels are background.\n"
+                    "Pixel accuracy: says little, because it counts the background. "
+                    f"Predicting nothing has {nothing:.3f} here.\n"
                     "Boundary IoU: the IoU of the bands along the outlines. Ragged edges and holes "
                     "lower it."
                 )

@@ -584,6 +584,8 @@ def generate_archive(path, num_images, seed=0):
         image, mask, box_map = draw_shapes(seed, index)
         items[index] = [*image.reshape(3, -1), mask, box_map]
 
+    content = pickle.dumps([items, LABEL_MAP], protocol=3)
+
     def write(part):
         with (
             part.open("wb") as file,
@@ -591,7 +593,8 @@ def generate_archive(path, num_images, seed=0):
             # time: the same seed gives the same bytes.
             gzip.GzipFile(GENERATED, "wb", 1, file, mtime=0) as packed,
         ):
-            pickle.dump([items, LABEL_MAP], packed, protocol=3)
+            for start in progress_bar(range(0, len(content), 2**20), "packing", unit="MB"):
+                packed.write(content[start : start + 2**20])
 
     return write_atomically(path, write)
 
@@ -967,7 +970,7 @@ def draw_confusion(dls, scores, kind):
     of_all = pixels.sum(dim=1) / pixels.sum()
     shares = (pixels / pixels.sum(dim=1, keepdim=True)).numpy()
     cell, digits, smallest = (0.8, 1, 0.001) if len(rows) <= 11 else (0.5, 0, 0.01)
-    cell = 1.2 if len(columns) <= 3 else cell
+    cell = 1.2 if len(columns) <= 3 else min(cell, 24 / len(rows))
     longest = max(map(len, rows))
     figure = dls.new_figure(
         figsize=(max(cell * len(columns) + 0.1 * longest + 1.5, 5.5), cell * len(rows) + 2),
@@ -976,7 +979,7 @@ def draw_confusion(dls, scores, kind):
     axes = figure.add_subplot()
     norm = matplotlib.colors.PowerNorm(0.5, 0, 1)  # a few percent are visible, too
     axes.imshow(np.nan_to_num(shares), cmap="Blues", norm=norm)
-    for row, column in np.ndindex(shares.shape):
+    for row, column in np.ndindex(shares.shape) if cell > 0.35 else ():
         share = shares[row, column]
         if np.isnan(share):
             text = "-"

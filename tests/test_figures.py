@@ -218,6 +218,19 @@ def test_small_confusions_and_absent_classes_are_told_from_none(experiment):
     assert texts == ["100.0", "0", "<0.1", "0", "100.0", "0", "-", "-", "-"]
 
 
+def test_the_confusion_matrix_of_80_classes_is_not_a_poster(experiment):
+    scores = Segmentation.SegmentationScores([f"class {k}" for k in range(80)])
+    mask = torch.zeros(1, 80, 9, 9, dtype=torch.bool)
+    for k in range(80):
+        mask[0, k, k // 9, k % 9] = True
+    scores.update(mask, mask)
+    segmenter = experiment()
+    segmenter.save_confusion_figure(scores)
+    pixels = pixels_of(segmenter, "confusion.png")
+    assert max(pixels.shape) < 3600
+    assert count(pixels, "#08306B", 5) > 80 * 500
+
+
 # ---- colours ------------------------------------------------------------------------------------
 
 
@@ -385,6 +398,7 @@ def test_every_long_step_has_a_bar(experiment, small_net, monkeypatch, tmp_path)
     segmenter.score_baselines()
     assert seen == {
         "drawing PurdueShapes5MultiObject-6-train.gz": 6,
+        "packing": 1,
         "reading the archive": path.stat().st_size,
         "writing the cache": 6,
         "looking for the mask values": None,
