@@ -7,25 +7,28 @@
 The first network is the homework's ("strided"): three of its output pixels in four are constant.
 The second one is its "dense" twin, with the same weights at the start. Both learn small shapes by
 one recipe: BCE + Dice, Muon and AdamW. The window shows their losses and their masks of one test
-image; it opens at once if there is a display. live.gif in the run's folder is the same as a
-film, for a computer without a display.
+image. It opens at once if there is a display; if it is closed early, the demo goes on without it.
+live.gif in the run's folder is the same as a film, for a computer without a display.
 
 Expected mean IoU on 200 test images after 150 seconds: strided 0.2, dense 0.6 to 0.8, depending on
 the computer (0.22 and 0.77 with one thread in fp32). --seconds N changes the time of the whole
-demo. With --iterations N every computer trains on the same batches, however long that takes; the
-scores still differ a little, because processors round differently.
+demo. With --iterations N every computer trains on the same batches, however long that takes. The
+scores still differ a little, because processors round differently and training enlarges that. With
+--iterations 200 the same Intel Xeon had 0.17 to 0.18 strided and 0.49 to 0.52 dense, with 1 and 2
+threads (OMP_NUM_THREADS) and with all of its instructions, AVX-512 or AVX2 (ONEDNN_MAX_CPU_ISA).
 """
 
+import math
 import time
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageOps
 from side_by_side import class_patches, generated_or_not, iou_of_image, paint_masks
-from small_recipe import warm_up_then_cosine
-from torch.utils.data import DataLoader, RandomSampler
+from small_recipe import make_one_epoch, warm_up_then_cosine
 
 from SegStudio import SegStudio
 
@@ -35,7 +38,12 @@ WIDTH = 16
 BATCH_SIZE = 16
 MUON_RATE = 0.03
 ADAMW_RATE = 6e-3
+LOG_EVERY = 10  # iterations; on a slow computer the window stands still meanwhile
 COLORS = {"strided": "#D55E00", "dense": "#222222"}
+
+SLIDE = (16, 9)  # inches; at FONT_SIZE, text that the last row can read
+FONT_SIZE = 20  # points
+WINDOW_DPI = 75  # 1200x675 pixels: fits on a projector of 1366x768
 
 FILM_SIZE = (960, 540)  # pixels
 FRAME_MILLISECONDS = 150
@@ -49,35 +57,45 @@ class LiveView:
     """A figure for the projector: the losses of both networks, and their masks of one image."""
 
     def __init__(self):
-        plt.rcParams["font.size"] = 20
-        self.figure = plt.figure(figsize=(16, 9), dpi=80, layout="constrained")
+        plt.rcParams.update({"font.size": FONT_SIZE, "toolbar": "None"})
+        self.figure = plt.figure(figsize=SLIDE, dpi=WINDOW_DPI, layout="constrained")
         self.figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)  # inches
         layout = [["loss", "loss", "input", "truth"], ["loss", "loss", "strided", "dense"]]
         self.panels = self.figure.subplot_mosaic(layout)
         black = torch.zeros(3, 64, 64, dtype=torch.uint8)
         for name in ("input", "truth", "strided", "dense"):
             self.draw(name, black, name)
-        self.panels["loss"].set(ylabel="loss, BCE + Dice", ylim=(0, 2))
+        self.panels["loss"].set(ylabel="loss, BCE + Dice", ylim=(0, 2), xticks=[])
         self.curves = {}
         for name, color in COLORS.items():
             (self.curves[name],) = self.panels["loss"].plot(
-                [], [], color=color, linewidth=3, label=name
+                [], [], color=color, linewidth=3, marker="o", label=name
             )
         self.panels["loss"].legend()
         self.figure.legend(handles=class_patches(CLASSES), loc="outside lower center", ncols=6)
-        self.figure.suptitle("Drawing the training images ...")
+        self.figure.suptitle("Preparing the images ...")
         self.frames = []
         self.frame_seconds = 0.0  # how long the latest frame took
         self.last_frame = 0.0  # when it was drawn
-        self.has_window = plt.get_backend().lower() != "agg"
+        self.has_window = opens_a_window(self.figure)
         if self.has_window:
             self.figure.canvas.mpl_connect("close_event", self.on_close)
+            self.figure.canvas.mpl_connect("resize_event", self.on_resize)
             plt.show(block=False)
         self.draw_frame(keep=False)
 
     def on_close(self, event):
         """The user closed the window: the demo continues and makes the film."""
         self.has_window = False
+
+    def on_resize(self, event):
+        """Let the text grow and shrink with the window, as on a slide."""
+        width, height = self.figure.canvas.get_width_height(physical=True)
+        dpi = min(width / SLIDE[0], height / SLIDE[1])
+        # A window that is just being made has a size of 1; rounding may change a size by 1.
+        if dpi > 10 and abs(dpi / self.figure.dpi - 1) > 0.01:
+            self.figure.set_size_inches(width / dpi, height / dpi, forward=False)
+            self.figure.dpi = dpi
 
     def begin(self, segmenter, horizontal_axis, end):
         """Show the test image with the most pixels set; prepare the axis of the loss plot."""
@@ -92,6 +110,7 @@ class LiveView:
         self.draw("truth", paint_masks(self.image, self.truth), "truth")
         label = "seconds of training" if horizontal_axis == "seconds" else "iteration"
         self.panels["loss"].set(xlabel=label, xlim=(0, end))
+        self.panels["loss"].xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
     def draw(self, name, picture, title):
         panel = self.panels[name]
@@ -99,7 +118,7 @@ class LiveView:
         panel.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
         panel.set_xticks([])
         panel.set_yticks([])
-        panel.set_title(title, fontsize=20)
+        panel.set_title(title, fontsize=FONT_SIZE)
 
     def update(self, name, history, net):
         """Draw after a line of the log, but spend at most a tenth of the time on drawing."""
@@ -123,13 +142,15 @@ class LiveView:
         started = time.perf_counter()
         if not self.has_window:  # else drawing would fail after the window was closed
             FigureCanvasAgg(self.figure)
-        self.figure.canvas.draw()
-        if self.has_window:
-            self.figure.canvas.flush_events()
+        canvas = self.figure.canvas
+        canvas.draw()
         if keep:
-            picture = Image.fromarray(np.asarray(self.figure.canvas.buffer_rgba()))
-            picture = picture.convert("RGB").resize(FILM_SIZE)
+            picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+            # A window of another shape gets white margins.
+            picture = ImageOps.pad(picture, FILM_SIZE, color="white")
             self.frames.append(picture.quantize(256, dither=Image.Dither.NONE))
+        if self.has_window:
+            canvas.flush_events()  # last, because the user may close the window here
         self.last_frame = time.perf_counter()
         self.frame_seconds = self.last_frame - started
 
@@ -147,6 +168,11 @@ class LiveView:
                 loop=0,
             ),
         )
+
+
+def opens_a_window(figure):
+    """Whether matplotlib shows this figure in a window; without a display it does not."""
+    return figure.canvas.required_interactive_framework is not None
 
 
 def main():
@@ -169,10 +195,14 @@ def main():
     )
     for name in ("seconds", "iterations"):
         value = getattr(flags, name)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name} is above 0, not {value:g}")
+    if flags.seconds and flags.iterations:
+        raise ValueError("give --seconds or --iterations, not both")
     view = LiveView()
-    dls = SegStudio(batch_size=BATCH_SIZE, classes=CLASSES, **flags.settings)
+    # The demo has its own window, so the figures that it saves open none.
+    settings = flags.settings | {"show": False}
+    dls = SegStudio(batch_size=BATCH_SIZE, classes=CLASSES, **settings)
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
     segmenter.load_shapes(flags.train_images, test_images=200)
     if flags.iterations:
@@ -188,7 +218,7 @@ def main():
         torch.manual_seed(flags.seed)  # both networks start with the same weights
         net = segmenter.mUnet(depth=DEPTH, width=WIDTH, upsampling=upsampling, input_scale=1 / 255)
         if flags.iterations:
-            exactly(segmenter, flags.iterations, flags.seed)
+            make_one_epoch(segmenter, flags.iterations, flags.seed)
         history = train(segmenter, net, max_seconds, view, upsampling)
         view.show_network(upsampling, history, net)
         scores[upsampling] = segmenter.score(net)
@@ -217,14 +247,6 @@ def seconds_for_each(seconds):
     return max(1.0, 0.9 * left / 2)  # a tenth of the time is for the frames
 
 
-def exactly(segmenter, iterations, seed):
-    """Make one epoch of the training loader exactly `iterations` batches long."""
-    dataset = segmenter.dataserver_train
-    order = torch.Generator().manual_seed(seed)
-    sampler = RandomSampler(dataset, num_samples=iterations * BATCH_SIZE, generator=order)
-    segmenter.train_dataloader = DataLoader(dataset, BATCH_SIZE, sampler=sampler)
-
-
 def train(segmenter, net, max_seconds, view, name):
     """Train with BCE + Dice; Muon trains the hidden kernels, AdamW the other parameters."""
     hidden, rest = segmenter.Muon.split(net)
@@ -238,7 +260,7 @@ def train(segmenter, net, max_seconds, view, name):
         scheduler=warm_up_then_cosine,
         channels_last=True,
         max_seconds=max_seconds,
-        log_every=20,
+        log_every=LOG_EVERY,
         on_log=lambda history, net: view.update(name, history, net),
     )
 

@@ -1,7 +1,7 @@
 """The homework's bonus: one object per COCO image; one output channel; MAE, Dice or their sum.
 
     python Examples/coco_segmentation.py --quick                # 150 seconds on any 2-core computer
-    python Examples/coco_segmentation.py --loss combined --coco data/coco-64
+    python Examples/coco_segmentation.py --loss combined --coco data/coco
 
 Shows binary masks on photos: sample training images, the loss curve, and image, truth and
 prediction for each class. Compare the scores with those of two baselines that ignore the image.

@@ -38,7 +38,13 @@ def read_runs(results_dir, names=()):
     """The runs called `names`, or all runs in results_dir that can be read."""
     results_dir = Path(results_dir).expanduser()
     if names:
-        return [read_run(results_dir / name) for name in dict.fromkeys(names)]
+        folders = [results_dir / name for name in names]
+        # The shell completes a path: runs/mse is the same as mse.
+        folders = [
+            Path(name) if Path(name).is_dir() and not folder.is_dir() else folder
+            for name, folder in zip(names, folders, strict=True)
+        ]
+        return [read_run(folder) for folder in dict.fromkeys(folders)]
     runs = []
     for folder in sorted(path.parent for path in results_dir.glob("*/losses.csv")):
         try:
@@ -156,14 +162,35 @@ def write_range(values, digits=3):
 
 def make_table(cases):
     """The table of all cases: losses, and scores on the test images."""
-    lines = [f"{'loss':20}{'seeds':>6}{'first':>9}{'last':>9}{'test mean IoU':>24}{'Dice':>24}"]
+    lines = [
+        f"{'loss':20}{'seeds':>6}{'iterations':>13}{'first':>9}{'last':>9}{'test mean IoU':>24}"
+        f"{'Dice':>24}"
+    ]
     for case, runs in cases.items():
         first = np.mean([run.losses[0]["loss"] for run in runs])
         last = np.mean([run.losses[-1]["loss"] for run in runs])
         iou, dice = (write_range(test_scores(runs, name)) for name in ("mean_iou", "mean_dice"))
-        lines.append(f"{case:20}{len(runs):6}{first:9.4g}{last:9.4g}{iou:>24}{dice:>24}")
+        counts = sorted({run.iterations for run in runs})
+        count = str(counts[0]) if len(counts) == 1 else f"{counts[0]} - {counts[-1]}"
+        lines.append(f"{case:20}{len(runs):6}{count:>13}{first:9.4g}{last:9.4g}{iou:>24}{dice:>24}")
     lines.append("first, last: means of the first and the last logged interval of training")
     return "\n".join(lines)
+
+
+def warn_of_unequal_lengths(runs):
+    """[a warning] if runs bounded by time have very different numbers of iterations, else []."""
+    limited = [run for run in runs if run.max_seconds is not None]
+    if not limited:
+        return []
+    short = min(limited, key=lambda run: run.iterations)
+    long = max(limited, key=lambda run: run.iterations)
+    if long.iterations < 1.25 * short.iterations:
+        return []
+    return [
+        f"The runs are bounded by time and had from {short.iterations} ({short.name}) to "
+        f"{long.iterations} ({long.name}) iterations, because the computer was not equally fast: "
+        f"a part of the differences comes from that."
+    ]
 
 
 def find_best_and_worst(cases):
@@ -301,7 +328,7 @@ def main():
     cases = group_by_case(runs)
     dls.log(make_table(cases))
     best, worst, sentences = find_best_and_worst(cases)
-    for sentence in sentences:
+    for sentence in (*warn_of_unequal_lengths(runs), *sentences):
         dls.log(sentence)
     unscored = [run.name for run in runs if not curves_of([run], "mean_iou")]
     if unscored:

@@ -312,11 +312,14 @@ def describe(experiment, results_dir):
     """
     run = read_run(Path(results_dir) / experiment.folder_name)
     figures = [read_figure(run.folder, *figure) for figure in figure_files(experiment)]
-    worst = read_figure(run.folder, "", "the worst test images", "worst.png")
+    more = [
+        read_figure(run.folder, "", "the worst test images", "worst.png"),
+        read_figure(run.folder, "", "which class is taken for which", "confusion.png"),
+    ]
     return {
         "experiment": experiment,
         "numbers": ", ".join(figure.number for figure in figures),
-        "figures": [*figures, worst] if worst.pictures else figures,
+        "figures": [*figures, *(figure for figure in more if figure.pictures)],
         "notes": notes(experiment, run),
         "curve": describe_curve(run),
         "scores": describe_scores(run.metrics),

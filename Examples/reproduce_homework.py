@@ -14,6 +14,7 @@ shapes only. The three COCO experiments draw a synthetic set unless --coco names
 that Datasets/prepare_coco.py wrote.
 """
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -187,32 +188,49 @@ def run_experiment(experiment, seed, run_name, flags):
     elif step == "nothing":
         print(f"{folder}: {reason}")
         return
-    print(f"\n{folder}: {experiment.title}, seed {seed}")
+    print(f"{folder}: {experiment.title}, seed {seed}")
     run = run_shapes if experiment.data == "shapes" else run_coco
     run(experiment, run_name, seed, flags, step)
 
 
 def main():
     flags = read_flags()
-    failed = []
+    experiments = chosen_experiments(flags.only)
+    seeds = range(flags.seed, flags.seed + flags.seeds)
+    count = len(experiments) * len(seeds)
+    print(describe_time(count, flags))
+    failed = {}  # {reason: names of the runs}
     page = None
-    for experiment in chosen_experiments(flags.only):
-        for seed in range(flags.seed, flags.seed + flags.seeds):
-            run_name = experiment.folder_name
-            if seed != flags.seed:
-                run_name += f"_seed_{seed}"
-            try:
-                run_experiment(experiment, seed, run_name, flags)
-                # After each run: if the next one is interrupted, the page shows what is done.
-                page = write_page(Path(flags.results_dir).expanduser())
-            except (ArithmeticError, OSError, ValueError) as error:
-                print(f"{run_name} failed: {error}")
-                failed.append(f"{run_name}: {error}")
+    for number, (experiment, seed) in enumerate(itertools.product(experiments, seeds), start=1):
+        run_name = experiment.folder_name
+        if seed != flags.seed:
+            run_name += f"_seed_{seed}"
+        print(f"\nRun {number} of {count}")
+        try:
+            run_experiment(experiment, seed, run_name, flags)
+            # After each run: if the next one is interrupted, the page shows what is done.
+            page = write_page(Path(flags.results_dir).expanduser())
+        except (ArithmeticError, OSError, ValueError) as error:
+            print(f"{run_name} failed: {error}")
+            failed.setdefault(str(error), []).append(run_name)
     if page is not None:
         print(f"\nThe homework page: {page}")
         print("Next: python Examples/compare_losses.py")
     if failed:
-        raise ValueError("; ".join(failed))
+        raise ValueError("; ".join(f"{', '.join(names)}: {why}" for why, names in failed.items()))
+
+
+def describe_time(count, flags):
+    """How many runs there are, and how long they take, if the flags leave that to the script."""
+    runs = f"{count} run{'s' if count > 1 else ''}"
+    if flags.seconds is not None:
+        return f"{runs}, about {QUICK_SECONDS} s each"
+    if (flags.train_images, flags.epochs) == (HOMEWORK_IMAGES["shapes"], HOMEWORK_EPOCHS):
+        return (
+            f"{runs} on the homework's schedule: each takes about an hour on a 2-core CPU, for "
+            f"COCO half an hour. Finished runs are kept. A short run of all: --quick"
+        )
+    return runs
 
 
 def read_flags():

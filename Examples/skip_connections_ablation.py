@@ -24,6 +24,7 @@ alone, 0.1 to 0.15 without. One seed proves nothing: try --seed.
 """
 
 import torch
+from small_recipe import make_one_epoch
 from torch import nn
 
 from SegStudio import SegStudio
@@ -56,11 +57,13 @@ def main():
     dls = segmenter.dl_studio
     gradients = {}
     for name, (residual, batch_norm) in NETWORKS.items():
+        dls.log(f"Measuring the gradient of the untrained network: {name}")
         torch.manual_seed(flags.seed)  # all start with the same weights
         net = make_network(segmenter, residual, batch_norm)
         gradients[name] = gradient_by_block(net, segmenter)
 
     max_seconds = flags.training_seconds(trainings_left=len(NETWORKS), reserve=6)
+    iterations = None  # of the first network, in max_seconds; the others train as long
     histories = {}
     scores = {}
     for name, (residual, batch_norm) in NETWORKS.items():
@@ -69,10 +72,14 @@ def main():
         of_network.dl_studio.log(f"\n{name}")
         torch.manual_seed(flags.seed)
         try:
-            net, histories[name] = train(of_network, flags, residual, batch_norm, max_seconds)
+            net, histories[name] = train(
+                of_network, flags, residual, batch_norm, max_seconds, iterations
+            )
         except FloatingPointError as error:
             dls.log(f"{name}: {error}")
             continue
+        if max_seconds is not None:
+            iterations = histories[name].iterations
         scores[name] = of_network.score(net)
         of_network.dl_studio.write_json("metrics.json", scores[name].compute())
 
@@ -143,8 +150,11 @@ def gradient_by_block(net, segmenter):
 # ---- Training -----------------------------------------------------------------------------------
 
 
-def train(segmenter, flags, residual, batch_norm, max_seconds):
-    """Train one of the four networks; returns it and its TrainingHistory."""
+def train(segmenter, flags, residual, batch_norm, max_seconds, iterations):
+    """Train one of the four networks; returns it and its TrainingHistory.
+
+    Its length: `iterations`; if that is None, max_seconds; if that is None too, the epochs.
+    """
     if not flags.quick:
         net = make_network(segmenter, residual, batch_norm)
         history = segmenter.custom_run_code_for_training_for_semantic_segmentation(
@@ -161,11 +171,13 @@ def train(segmenter, flags, residual, batch_norm, max_seconds):
         upsampling="dense",
         input_scale=1 / 255,
     )
+    if max_seconds is not None:
+        make_one_epoch(segmenter, iterations or 100_000, flags.seed)
     history = segmenter.custom_run_code_for_training_for_semantic_segmentation(
         net,
         criterion=segmenter.SegmentationLossBCEDice(),
         scheduler=warm_up,
-        max_seconds=max_seconds,
+        max_seconds=None if iterations else max_seconds,
         log_every=20,
     )
     return net, history
@@ -181,16 +193,19 @@ def warm_up(done):
 
 def log_results(dls, gradients, histories, scores):
     dls.log(f"\n{'':24}{'gradient of the blocks':^26}")
-    dls.log(f"{'':24}{'smallest':>13}{'largest':>13}{'last loss':>11}{'mean IoU':>10}")
+    dls.log(
+        f"{'':24}{'smallest':>13}{'largest':>13}{'iterations':>12}{'last loss':>11}{'mean IoU':>10}"
+    )
     results = {}
     for name, norms in gradients.items():
         line = f"{name:24}{min(norms):13.2g}{max(norms):13.2g}"
         results[name] = {"gradient_by_block": norms}
         if name in histories:
+            iterations = histories[name].iterations
             loss = histories[name].losses[-1]
             iou = scores[name].compute()["mean_iou"]
-            line += f"{loss:11.3f}{iou:10.3f}"
-            results[name].update(last_loss=loss, mean_iou=iou)
+            line += f"{iterations:12}{loss:11.3f}{iou:10.3f}"
+            results[name].update(iterations=iterations, last_loss=loss, mean_iou=iou)
         else:
             line += "   diverged"
         dls.log(line)

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch.utils.data import DataLoader, RandomSampler
 
 MUON_RATE = 0.03
 WARM_UP = 0.05  # the fraction of the training in which the learning rates rise
@@ -31,3 +32,15 @@ def warm_up_then_cosine(done):
     if done < WARM_UP:
         return 0.02 + 0.98 * done / WARM_UP
     return 0.5 + 0.5 * math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))
+
+
+def make_one_epoch(segmenter, iterations, seed):
+    """Make one epoch of the training loader `iterations` batches long.
+
+    The order of the images depends on the seed alone, so several networks see the same batches.
+    """
+    dataset = segmenter.dataserver_train
+    batch_size = segmenter.dl_studio.batch_size
+    order = torch.Generator().manual_seed(seed)
+    sampler = RandomSampler(dataset, num_samples=iterations * batch_size, generator=order)
+    segmenter.train_dataloader = DataLoader(dataset, batch_size, sampler=sampler)

@@ -23,14 +23,14 @@ losses and higher scores are better. In shapes, N is the number of images in a b
 number of classes, H the height and W the width.
 
 To copy a class into a file of your own: `python -m SegStudio show mUnet` prints a file that runs.
-Networks, losses and scores need nothing but `import torch` and `from torch import nn`.
+Networks and losses need nothing but `import torch` and `from torch import nn`; scores also need
+`import math`.
 """
 
 import json
 import math
 import random
 import re
-from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ else:  # the folder of this file is on sys.path
     import backstage
 
 __version__ = backstage.__version__
+__all__ = ["SegStudio", *backstage.DLSTUDIO_MODULES]  # a star import gives what DLStudio's gave
+__getattr__ = backstage.dlstudio_module
 
 
 class SegStudio:
@@ -68,7 +70,8 @@ class SegStudio:
         momentum, learning_rate, epochs, batch_size: settings of the training by SGD.
         classes: names of the classes, in the order of the output channels.
         use_gpu: True: use CUDA if it is there, else Apple's MPS, else the CPU. False: the CPU.
-        debug_train, debug_test, convo_layers_config: DLStudio's arguments, kept for its scripts.
+        debug_train, debug_test, convo_layers_config, fc_layers_config: DLStudio's arguments, kept
+            for its scripts.
         seed: makes a run repeatable: the first weights, the image order, the augmentation.
         num_workers: extra processes that load data. 0: the main process loads them.
         results_dir: folder of all runs.
@@ -76,13 +79,18 @@ class SegStudio:
             files. None: the script's name, with a number if that name is taken.
         show: open a window for each figure, besides saving it.
 
-    Errors: ValueError for positional, unknown or impossible arguments. OSError if results_dir
-    cannot be written.
+    Errors: ValueError for positional, unknown or impossible arguments. OSError, at the first use
+    of run_dir, if results_dir cannot be written.
 
     Class Path:   SegStudio
     """
 
     PALETTE = backstage.PALETTE
+
+    # Defaults on the class: a student's subclass may skip this __init__.
+    seed = run_name = path_saved_model = _run_dir = None
+    num_workers = _displayed = 0
+    results_dir, show = "runs", False
 
     def __init__(
         self,
@@ -99,6 +107,7 @@ class SegStudio:
         debug_train=0,
         debug_test=0,
         convo_layers_config=None,
+        fc_layers_config=None,
         seed=None,
         num_workers=0,
         results_dir="runs",
@@ -119,6 +128,7 @@ class SegStudio:
         self.debug_train = debug_train
         self.debug_test = debug_test
         self.convo_layers_config = convo_layers_config
+        self.fc_layers_config = fc_layers_config
         self.seed = seed
         self.num_workers = num_workers
         self.results_dir = results_dir
@@ -130,8 +140,6 @@ class SegStudio:
             self.device = torch.device("cuda:0")
         elif use_gpu and torch.backends.mps.is_available():
             self.device = torch.device("mps")
-        self._run_dir = None
-        self._displayed = 0
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002 - students' own code may draw from it
@@ -149,8 +157,7 @@ class SegStudio:
     def log(self, text: str = "") -> None:
         """Print a line and append it to log.txt in the run's folder."""
         tqdm.write(text)  # print would break the progress bar
-        with (self.run_dir / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        backstage.append_text(self.run_dir / "log.txt", text + "\n")
 
     def write_json(self, name: str, content: Any) -> None:
         """Write `content` to the file `name` in the run's folder."""
@@ -167,20 +174,26 @@ class SegStudio:
         return Figure(**options)
 
     def save_figure(self, figure: Figure, name: str) -> Path:
-        """Save a figure in the run's folder; with show=True, open its window."""
+        """Save a figure in the run's folder. A notebook shows it; show=True opens its window."""
         path = self.run_dir / name
-        self.write_atomically(
-            path, lambda part: figure.savefig(part, format="png", bbox_inches="tight")
-        )
+
+        def write(part):
+            figure.savefig(part, format="png", bbox_inches="tight")
+
+        backstage.try_to_change(path, lambda: self.write_atomically(path, write))
         if self.show:
             import matplotlib.pyplot as plt
 
             plt.show()
             plt.close(figure)
+        else:
+            backstage.show_inline(path)
         return path
 
     def display_tensor_as_image(self, tensor: torch.Tensor, title: str = "") -> None:
-        """Save a tensor as a picture in the run's folder; with show=True, open it in a window.
+        """Save a tensor as a picture in the run's folder and log the path of its file.
+
+        A notebook shows it under the cell; show=True opens it in a window.
 
         Integer tensors hold values from 0 to 255, float tensors from 0 to 1; other values are
         clipped. As in DLStudio, a float tensor with minimum -1 and maximum 1 counts as a normalized
@@ -199,9 +212,10 @@ class SegStudio:
                 f"not {tuple(tensor.shape)}"
             )
         picture = tensor.detach().cpu().float()
+        title = str(title)
         if (picture.min().item(), picture.max().item()) == (-1.0, 1.0):
             picture = picture / 2.0 + 0.5
-        elif not tensor.is_floating_point():
+        elif not tensor.is_floating_point() and tensor.dtype != torch.bool:
             picture = picture / 255
         if picture.shape[0] == 3:
             picture = picture.clamp(0, 1)
@@ -213,7 +227,8 @@ class SegStudio:
         axes.set_title(title)
         axes.set_axis_off()
         slug = re.sub(r"\W+", "-", title).strip("-")[:60]
-        self.save_figure(figure, f"display-{self._displayed:03d}{'-' + slug if slug else ''}.png")
+        name = f"display-{self._displayed:03d}{'-' + slug if slug else ''}.png"
+        self.log(f"Picture: {self.save_figure(figure, name)}")
 
     class SemanticSegmentation(nn.Module):
         """An experiment in semantic segmentation: data, networks, losses, scores, training.
@@ -317,12 +332,17 @@ class SegStudio:
 
             @property
             def dataset(self) -> Mapping:
-                """The items as in the archive: {index: [R, G, B, mask_array, bbox_map]}."""
+                """The items as in the archive: {index: [R, G, B, mask_array, bbox_map]}.
+
+                A script may assign other items, as a dict or a list.
+                """
+                if isinstance(self.cache, backstage.AssignedItems):
+                    return self.cache.items
                 return backstage.ArchiveItems(self.cache)
 
             @dataset.setter
             def dataset(self, items):
-                self.cache = backstage.pack_items(items)
+                self.cache = backstage.AssignedItems(items)
 
             @staticmethod
             def generate(path, num_images: int, seed: int = 0) -> Path:
@@ -343,8 +363,9 @@ class SegStudio:
             The homework's bonus task: one object per photo, one output channel. The core of the
             preparation is short; pycocotools does the work:
                 coco = COCO("instances_train2017.json")
-                for image_id in coco.getImgIds(catIds=dog_ids):
-                    annotations = coco.loadAnns(coco.getAnnIds(image_id))
+                chosen = coco.getCatIds(["cake", "dog", "motorcycle"])
+                for image_id in coco.getImgIds(catIds=coco.getCatIds(["dog"])):
+                    annotations = coco.loadAnns(coco.getAnnIds(image_id, chosen))
                     if len(annotations) == 1 and min(annotations[0]["bbox"][2:]) >= 200:
                         mask = 255 * coco.annToMask(annotations[0])  # (H, W) of 0 and 255
             Images and masks are then resized to one size and saved. Datasets/coco_single_object.py
@@ -411,7 +432,12 @@ class SegStudio:
             self.dataserver_test = dataserver_test
             # With a seed, the order has its own generator: other random numbers do not change it.
             self.order = None if dls.seed is None else torch.Generator().manual_seed(dls.seed)
-            settings = {"batch_size": dls.batch_size, "num_workers": dls.num_workers}
+            settings = {
+                "batch_size": dls.batch_size,
+                "num_workers": dls.num_workers,
+                "persistent_workers": dls.num_workers > 0,  # started once, not in every epoch
+                "pin_memory": dls.device.type == "cuda",  # copied to the GPU faster
+            }
             self.train_dataloader = DataLoader(
                 dataserver_train, shuffle=True, generator=self.order, **settings
             )
@@ -446,6 +472,8 @@ class SegStudio:
 
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  mUnet
             """
+
+            width, input_scale = 64, 1.0  # DLStudio's: a student's subclass may skip this __init__
 
             class SkipBlockDN(nn.Module):
                 """A residual block of the encoder: two 3x3 convolutions plus the input.
@@ -500,6 +528,8 @@ class SegStudio:
                 Class Path:   SegStudio  ->  SemanticSegmentation  ->  SkipBlockUP
                 """
 
+                upsampling = "strided"  # a student's subclass may skip this __init__
+
                 def __init__(
                     self,
                     in_ch,
@@ -518,14 +548,20 @@ class SegStudio:
                     self.convoT2 = nn.ConvTranspose2d(in_ch, out_ch, 3, padding=1)
                     self.bn1 = nn.BatchNorm2d(out_ch)
                     self.bn2 = nn.BatchNorm2d(out_ch)
-                    self.enlarge = nn.Identity()
+                    self.upsampling = upsampling
                     if upsample and upsampling == "strided":
                         self.upsampler = nn.ConvTranspose2d(
                             in_ch, out_ch, 1, stride=2, dilation=2, output_padding=1
                         )
                     elif upsample:
                         self.upsampler = nn.ConvTranspose2d(in_ch, out_ch, 1)
-                        self.enlarge = nn.Upsample(scale_factor=2)  # nearest neighbour
+
+                def enlarge(self, x: torch.Tensor) -> torch.Tensor:
+                    """(N, in_ch, H, W) -> (N, out_ch, 2H, 2W)."""
+                    x = self.upsampler(x)
+                    if self.upsampling == "dense":
+                        x = nn.functional.interpolate(x, scale_factor=2)  # nearest neighbour
+                    return x
 
                 def forward(self, x: torch.Tensor) -> torch.Tensor:
                     identity = x
@@ -533,8 +569,8 @@ class SegStudio:
                     if self.in_ch == self.out_ch:
                         out = torch.relu(self.bn2(self.convoT2(out)))
                     if self.upsample:
-                        out = self.enlarge(self.upsampler(out))  # (N, out_ch, 2H, 2W)
-                        identity = self.enlarge(self.upsampler(identity))
+                        out = self.enlarge(out)  # (N, out_ch, 2H, 2W)
+                        identity = self.enlarge(identity)
                     if self.skip_connections:
                         if self.in_ch != self.out_ch:
                             identity = identity[:, self.out_ch :]  # (N, in_ch/2, H, W)
@@ -571,32 +607,30 @@ class SegStudio:
                 self.width = width
                 self.input_scale = input_scale
 
-                def down(in_ch, out_ch, downsample=False):
-                    return self.SkipBlockDN(in_ch, out_ch, downsample, skip_connections)
-
-                def up(in_ch, out_ch, upsample=False):
-                    return self.SkipBlockUP(
-                        in_ch, out_ch, upsample, skip_connections, upsampling=upsampling
-                    )
-
                 # The names keep DLStudio's numbers of channels, 64 and 128, for any width.
                 w = width
+                n = self.depth
+                DN, UP = self.SkipBlockDN, self.SkipBlockUP
+                down = {"skip_connections": skip_connections}
+                up = {"skip_connections": skip_connections}
+                if upsampling != "strided":  # a student's block may have DLStudio's arguments only
+                    up["upsampling"] = upsampling
                 self.pool = nn.MaxPool2d(2)
                 self.conv_in = nn.Conv2d(3, w, 3, padding=1)
                 self.bn1DN = nn.BatchNorm2d(w)
                 self.bn2DN = nn.BatchNorm2d(2 * w)
-                self.skip64DN_arr = nn.ModuleList(down(w, w) for _ in range(self.depth))
-                self.skip64dsDN = down(w, w, downsample=True)
-                self.skip64to128DN = down(w, 2 * w)
-                self.skip128DN_arr = nn.ModuleList(down(2 * w, 2 * w) for _ in range(self.depth))
-                self.skip128dsDN = down(2 * w, 2 * w, downsample=True)
+                self.skip64DN_arr = nn.ModuleList(DN(w, w, **down) for _ in range(n))
+                self.skip64dsDN = DN(w, w, downsample=True, **down)
+                self.skip64to128DN = DN(w, 2 * w, **down)
+                self.skip128DN_arr = nn.ModuleList(DN(2 * w, 2 * w, **down) for _ in range(n))
+                self.skip128dsDN = DN(2 * w, 2 * w, downsample=True, **down)
                 self.bn1UP = nn.BatchNorm2d(2 * w)
                 self.bn2UP = nn.BatchNorm2d(w)
-                self.skip64UP_arr = nn.ModuleList(up(w, w) for _ in range(self.depth))
-                self.skip64usUP = up(w, w, upsample=True)
-                self.skip128to64UP = up(2 * w, w)
-                self.skip128UP_arr = nn.ModuleList(up(2 * w, 2 * w) for _ in range(self.depth))
-                self.skip128usUP = up(2 * w, 2 * w, upsample=True)
+                self.skip64UP_arr = nn.ModuleList(UP(w, w, **up) for _ in range(n))
+                self.skip64usUP = UP(w, w, upsample=True, **up)
+                self.skip128to64UP = UP(2 * w, w, **up)
+                self.skip128UP_arr = nn.ModuleList(UP(2 * w, 2 * w, **up) for _ in range(n))
+                self.skip128usUP = UP(2 * w, 2 * w, upsample=True, **up)
                 # A kernel with stride 2 and dilation 2 reaches only even rows and columns: one
                 # pixel in four. With dilation 1 it reaches every pixel.
                 gap = 2 if upsampling == "strided" else 1
@@ -975,9 +1009,9 @@ class SegStudio:
                                 holes score low.
 
             The mean is over classes. A class that is in no pred and no mask has no IoU, Dice and
-            boundary IoU and is not counted there; its pixel accuracy is 1. The per-image mean IoU
-            is the mean over all pairs of an image and a class, without the pairs in which the class
-            is neither in the pred nor in the mask.
+            boundary IoU and is not counted in their means; its pixel accuracy is 1 and is counted.
+            The per-image mean IoU is the mean over all pairs of an image and a class, without the
+            pairs in which the class is neither in the pred nor in the mask.
 
             The confusion matrix shows which class is taken for which: a row for each true class, a
             column for each predicted one, the background first. A pixel that is predicted as
@@ -1290,7 +1324,7 @@ class SegStudio:
             loss_type: str = "MSE",
             dice_scale: float = 1.0,
             *,
-            criterion: nn.Module | None = None,
+            criterion: Callable | None = None,
             dice_form: str = "squared",
             optimizer: Any = None,
             scheduler: Any = None,
@@ -1311,14 +1345,16 @@ class SegStudio:
                 loss_type: "MSE", "MAE", "Dice", "Combined" (MSE + dice_scale * Dice), "MAE+Dice"
                     or "BCEDice".
                 dice_scale: factor on the Dice term of the combined losses.
-                criterion: a loss module of your own, instead of a name; it is called with (output,
-                    mask). If it expects logits and masks of 0 and 1, it has `logits = True`.
+                criterion: a loss of your own instead of a name: a module or a function, called
+                    with (output, mask). If it expects logits and masks of 0 and 1, it has
+                    `logits = True`.
                 dice_form: the form of "Dice": "squared", "linear" or "pixelwise".
                 optimizer: a torch optimizer, a list of them (each with its own parameters), or a
                     function that makes one from the parameters, such as
                     functools.partial(torch.optim.AdamW, lr=1e-3). None: SGD, as in the settings.
-                scheduler: a torch scheduler, stepped after each iteration; or a function from the
-                    fraction of training done (0 to 1) to a factor on the learning rate.
+                scheduler: a torch scheduler, stepped after each iteration (ReduceLROnPlateau: with
+                    the mean loss of each epoch); or a function from the fraction of training done
+                    (0 to 1) to a factor on the learning rate.
                 augment: a function of a batch (images, masks) that returns a changed batch.
                 clip_grad_norm: the largest norm of a gradient; larger gradients are scaled down.
                 precision: "fp32", "bf16", or "auto": bf16 if the device has it in hardware.
@@ -1334,11 +1370,12 @@ class SegStudio:
             Returns: TrainingHistory. The weights are in model.pt, and in path_saved_model if set.
 
             Errors: ValueError for an impossible argument. FloatingPointError, with the iteration,
-            if the loss is not finite; then no model is saved.
+            if the loss or a weight is not finite; then no model is saved.
 
             Class Path:   SegStudio  ->  SemanticSegmentation
             """
             dls = self.dl_studio
+            dls.device = torch.device(dls.device)  # a script may have set it by name
             if criterion is None:
                 criterion = self.make_loss(loss_type, dice_scale, dice_form)
             loader, evaluate = self.train_dataloader, None
@@ -1349,36 +1386,36 @@ class SegStudio:
                     return self.score(net, evaluation_loader)
 
             bf16 = backstage.use_bf16(precision, dls.device)
-            criterion.to(dls.device)
-            net.to(dls.device, memory_format=backstage.MEMORY_FORMATS[channels_last])
+            net.to(memory_format=backstage.MEMORY_FORMATS[channels_last])
             # train() would also switch layers that a script has frozen in eval mode.
             if not net.training:
                 net.train()
-            optimizer = backstage.make_optimizer(optimizer, net, dls)
-            recorder = backstage.TrainingRecorder(
-                dls,
-                net,
-                criterion,
-                optimizer,
-                loader,
-                max_seconds=max_seconds,
-                log_every=log_every,
-                on_log=on_log,
-                evaluate_every=evaluate_every,
-                evaluate=evaluate,
-                order=self.order if loader.generator is self.order else None,
-            )
-            scheduler = backstage.make_scheduler(scheduler, optimizer, recorder)
-            spec = self.data_spec() | {"logits": backstage.expects_logits(criterion)}
-            facts = backstage.training_facts(
-                dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
-            )
-            recorder.begin(scheduler, facts, resume)
-            net.output_spec = spec
-            self.training_loop(
-                net, loader, criterion, optimizer, recorder, scheduler=scheduler,
-                augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
-            )  # fmt: skip
+            with backstage.on_device(dls.device, net, criterion):
+                optimizer = backstage.make_optimizer(optimizer, net, dls)
+                recorder = backstage.TrainingRecorder(
+                    dls,
+                    net,
+                    criterion,
+                    optimizer,
+                    loader,
+                    max_seconds=max_seconds,
+                    log_every=log_every,
+                    on_log=on_log,
+                    evaluate_every=evaluate_every,
+                    evaluate=evaluate,
+                    order=self.order if loader.generator is self.order else None,
+                )
+                scheduler = backstage.make_scheduler(scheduler, optimizer, recorder)
+                spec = self.data_spec() | {"logits": backstage.expects_logits(criterion)}
+                facts = backstage.training_facts(
+                    dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
+                )
+                recorder.begin(scheduler, facts, resume)
+                net.output_spec = spec
+                self.training_loop(
+                    net, loader, criterion, optimizer, recorder, scheduler=scheduler,
+                    augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
+                )  # fmt: skip
             self.save_model(net)
             recorder.end(facts)
             self.save_loss_figure(recorder.history)
@@ -1429,17 +1466,18 @@ class SegStudio:
             In train mode BatchNorm would use the statistics of the batch, so an output would depend
             on the other images, and it would change the running averages.
             """
-            net.to(self.dl_studio.device)
-            with backstage.eval_mode(net), torch.no_grad():
-                return net(images.to(self.dl_studio.device)).float()
+            device = self.dl_studio.device
+            with backstage.on_device(device, net), backstage.eval_mode(net), torch.no_grad():
+                return net(images.to(device)).float()
 
         def data_spec(self) -> dict:
             """How to read an output, as far as the data tells: class names and mask values."""
             loader = backstage.loader_at_hand(self)
-            names = backstage.class_names_of(self)
+            labels = self.dl_studio.class_labels
+            values = backstage.find_mask_values(loader, len(labels))
             return {
-                "class_names": names,
-                "mask_values": backstage.find_mask_values(loader, len(names)),
+                "class_names": backstage.find_class_names(loader, len(values), labels),
+                "mask_values": values,
                 "logits": False,
                 "image_size": list(self.dl_studio.image_size),
             }
@@ -1484,12 +1522,13 @@ class SegStudio:
             dataloader = self.test_dataloader if dataloader is None else dataloader
             spec = self.output_spec_of(net)
             class_names = spec["class_names"]
-            if len(spec["mask_values"]) == 1:  # one channel: the data has the classes
+            if len(spec["mask_values"]) == 1 and backstage.has_categories(dataloader):
                 class_names = getattr(
                     backstage.innermost(dataloader.dataset), "class_names", class_names
                 )
             scores = self.SegmentationScores(class_names)
-            with backstage.random_numbers_kept():
+            device = self.dl_studio.device
+            with backstage.random_numbers_kept(), backstage.on_device(device, net):
                 for number, batch in enumerate(backstage.progress_bar(dataloader, "scoring")):
                     output = self.infer(net, batch["image"])  # (N, C, H, W)
                     pred = self.binarize(net, output, spec)
@@ -1498,7 +1537,7 @@ class SegStudio:
                     if on_batch is not None:
                         on_batch(number, batch, output.cpu(), pred.cpu(), ious)
             if scores.images == 0:
-                raise ValueError("there is nothing to score: the set of images is empty")
+                raise ValueError("there are no images to score: the loader has no batch")
             return scores
 
         def score_baselines(self) -> dict:
@@ -1606,7 +1645,7 @@ class SegStudio:
             path = Path(path).expanduser()
             if not path.exists():
                 raise FileNotFoundError(f"no saved model at {path.absolute()}: train first")
-            state = backstage.read_state_dict(path, net, self.dl_studio.device)
+            state = backstage.read_state_dict(path, net)
             net.load_state_dict(state)
             metadata = getattr(state, "_metadata", {}).get("", {})
             if "output_spec" in metadata:
@@ -1740,7 +1779,7 @@ class SegStudio:
                 titles: one for each column.
                 heading: of the whole figure.
             """
-            class_names = class_names or backstage.class_names_of(self)
+            class_names = class_names or self.data_spec()["class_names"]
             truths = batch["mask_tensor"] > 0
             ious = self.SegmentationScores(range(preds.shape[1])).update(preds, truths)
             images = backstage.as_bytes(batch["image"])
@@ -1815,7 +1854,7 @@ class SegStudio:
             terms = [name for name in ("mse", "mae", "bce", "dice") if history.column(name)]
             for color, term in zip(palette[1:], terms, strict=False):
                 points = zip(*history.column(term), strict=True)
-                axes.plot(*points, color=color, linestyle="--", label=f"{term} term")
+                axes.plot(*points, color=color, linestyle="--", marker=".", label=f"{term} term")
             axes.set_xlabel("iteration")
             axes.set_ylabel(f"{history.loss_name} loss, mean of each interval")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -1828,35 +1867,47 @@ class SegStudio:
         @staticmethod
         def probe_output_coverage(
             net: nn.Module, image_size: Sequence[int], *, in_channels: int = 3, probes: int = 8
-        ) -> tuple:
-            """Find the output pixels that depend on the input.
+        ) -> backstage.Coverage:
+            """Find the output pixels that depend on the image.
 
             Feeds random images to any segmentation network in eval mode and marks the output
-            pixels that change. A pixel that never changes is a constant of the network: no loss and
-            no training can correct it. In DLStudio's mUnet these are three pixels in four.
+            pixels that change. A pixel may also stay the same because of the weights: a head of
+            zeros, an activation that is dead. So all is done again with random weights and without
+            activations. A pixel that does not change then either has no path from the image: no
+            loss and no training can correct it. In DLStudio's mUnet these are three pixels in four.
 
-            Shape: image_size (H, W); the map is (H', W') of the network's output.
-            Returns: a named tuple: fraction (float), map (bool tensor), picture (uint8 tensor
-            (3, 8H', 8W'): pixels that change in blue, constant ones in orange).
+            Averages of the whole image (global pooling, GroupNorm) are held fixed meanwhile. They
+            change with the image, but do not tell a pixel what is at its place. What mixes
+            pixels by a matrix product, such as attention, counts as a path.
+
+            Shape: image_size (H, W); the maps are (H', W') of the network's output.
+            Returns: a named tuple:
+                fraction  float, the share of output pixels with a path from the image
+                map       bool tensor: these pixels
+                picture   uint8 tensor (3, 8H', 8W'): pixels that change in blue, pixels that do
+                          not change with these weights in grey, pixels without a path in orange
+                now       bool tensor: the pixels that change with these weights
+            and .summary, the result in words.
+            Errors: ValueError if the network has weights or outputs that are not finite, gives
+            two outputs for one image (active dropout), or returns no floating-point (N, C, H, W),
+            alone or in a tuple or dict.
             """
-            device = next((p.device for p in net.parameters()), torch.device("cpu"))
+            weight = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
             generator = torch.Generator().manual_seed(0)
-            outputs = []
-            with backstage.eval_mode(net), torch.no_grad():
-                for _ in range(probes):
-                    image = torch.rand(1, in_channels, *image_size, generator=generator) * 255
-                    output = net(image.to(device))
-                    output = output["out"] if isinstance(output, Mapping) else output
-                    outputs.append(output[0].cpu())
-            outputs = torch.stack(outputs)  # (probes, C, H', W')
-            reached = (outputs != outputs[0]).any(dim=0).any(dim=0)  # (H', W')
-            colors = torch.stack(
-                [backstage.rgb(SegStudio.PALETTE[1]), backstage.rgb(SegStudio.PALETTE[0])]
-            )
-            picture = colors[reached.long()].permute(2, 0, 1)  # (3, H', W')
+            images = [
+                255 * torch.rand(1, in_channels, *image_size, generator=generator).to(weight)
+                for _ in range(probes)
+            ]
+            with backstage.eval_mode(net), backstage.random_numbers_kept(), torch.no_grad():
+                backstage.refuse_unsteady_network(net, images[0])
+                now = backstage.changing_pixels(net, images)  # (H', W')
+                with backstage.random_weights(net):
+                    layers = backstage.changing_pixels(net, images, without_activations=True)
+            reached = now | layers
+            colors = torch.stack([backstage.rgb(SegStudio.PALETTE[k]) for k in (1, 7, 0)])
+            picture = colors[reached.long() + now.long()].permute(2, 0, 1)  # (3, H', W')
             picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
-            coverage = namedtuple("Coverage", "fraction map picture")
-            return coverage(reached.float().mean().item(), reached, picture)
+            return backstage.Coverage(reached.float().mean().item(), reached, picture, now)
 
         # ==== for the examples: load data by numbers of images ===================================
 

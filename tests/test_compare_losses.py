@@ -150,7 +150,27 @@ def test_the_table_shows_the_spread_over_the_seeds(tmp_path):
     table = compare.make_table(make_cases(tmp_path, MSE=[0.10, 0.20, 0.15], Dice=[0.3]))
     lines = {line.split()[0]: line for line in table.splitlines()}
     assert "0.150 (0.100 - 0.200)" in lines["MSE"]
-    assert lines["Dice"].split()[1:] == ["1", "411.5", "399.2", "0.300", "0.400"]
+    assert lines["Dice"].split()[1:] == ["1", "15000", "411.5", "399.2", "0.300", "0.400"]
+
+
+def test_runs_bounded_by_time_show_how_many_iterations_they_had(run_main, tmp_path, capsys):
+    """On a busy or slower computer a run of the same time is shorter: not like with like."""
+    for name, loss, iterations in (("a", "MSE", 100), ("b", "Dice", 180)):
+        folder = make_run(tmp_path / "runs" / name, loss=loss, images=2000, max_seconds=35)
+        path = folder / "losses.csv"
+        path.write_text(path.read_text().replace("\n200,", f"\n{iterations},"))
+        assert compare.read_run(folder).iterations == iterations
+    assert run_main() == ""
+    printed = capsys.readouterr().out
+    assert "bounded by time" in printed
+    assert "from 100 (a) to 180 (b) iterations" in printed
+    assert run_main("a") == ""
+    assert "from 100" not in capsys.readouterr().out
+
+
+def test_a_run_can_also_be_given_by_its_path(run_main, runs, capsys):
+    assert run_main("runs/mse", str(runs / "combined_200")) == ""
+    assert "MSE+200*Dice" in capsys.readouterr().out
 
 
 # ---- the plots ----------------------------------------------------------------------------------

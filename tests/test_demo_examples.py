@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from matplotlib import pyplot as plt
+from matplotlib.backend_bases import FigureCanvasBase, ResizeEvent
+from matplotlib.text import Text
 from PIL import Image
+from run_folders import example
 from test_examples import count_pixels, draw_archives
 
 from SegStudio import SegStudio
 
 Segmentation = SegStudio.SemanticSegmentation
+demo = example("classroom_demo")
 
 
 def run(run_script, folder, example, *flags):
@@ -84,3 +89,137 @@ def test_classroom_demo_trains_for_exactly_so_many_iterations(run_script, tmp_pa
     )
     assert text.count("iter=   5 ") == 2
     assert (run_dir / "losses.csv").read_text().splitlines()[-1].startswith("5,")
+
+
+# ---- the window of the classroom demo -----------------------------------------------------------
+
+
+@pytest.fixture
+def view(experiment):
+    """A LiveView without a window, after one report of each network."""
+    segmenter = experiment(test=20)
+    with plt.rc_context():
+        view = demo.LiveView()
+        view.begin(segmenter, "iteration", 100)
+        net = Segmentation.mUnet(depth=4, width=8)
+        history = History([{"iteration": 10, "seconds": 1.0, "loss": 1.5}])
+        for name in ("strided", "dense"):
+            view.show_network(name, history, net)
+        yield view
+    plt.close(view.figure)
+
+
+class History:
+    """A TrainingHistory with these rows."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.iterations = rows[-1]["iteration"]
+
+
+def test_the_window_is_a_slide_that_a_class_can_read(view):
+    width, height = view.figure.get_size_inches()
+    assert width / height == pytest.approx(16 / 9)
+    pixels = width * view.figure.dpi, height * view.figure.dpi
+    assert pixels[0] <= 1366, "it fits on a small projector, with the bars of the desktop"
+    assert pixels[1] <= 768 - 80
+    texts = [text for text in view.figure.findobj(Text) if text.get_text().strip()]
+    assert min(text.get_fontsize() for text in texts) >= 18
+    shown = {text.get_text() for text in texts}
+    assert shown >= {"rectangle", "triangle", "disk", "oval", "star", "several classes"}
+
+
+def test_the_text_grows_with_the_window(view):
+    def resize(width, height):
+        """What a backend does: the figure gets another size at the same resolution."""
+        dpi = view.figure.dpi
+        view.figure.set_size_inches(width / dpi, height / dpi, forward=False)
+        view.on_resize(ResizeEvent("resize_event", view.figure.canvas))
+
+    resize(1800, 1260)
+    assert view.figure.get_size_inches().tolist() == pytest.approx([16, 11.2])
+    assert view.figure.dpi == pytest.approx(112.5)
+    resize(1799, 1260)  # a backend may round
+    assert view.figure.dpi == pytest.approx(112.5), "else it would be resized again and again"
+    resize(1, 1)  # before a window is on the screen
+    assert view.figure.dpi == pytest.approx(112.5)
+
+
+def test_the_film_keeps_its_shape_if_the_window_has_another_one(view):
+    view.figure.set_size_inches(12, 12, forward=False)
+    view.draw_frame()
+    wide = [np.asarray(frame.convert("L")) for frame in (view.frames[0], view.frames[-1])]
+    assert wide[0].shape == wide[1].shape == (540, 960)
+    dark = [np.ptp(np.flatnonzero((picture < 8).any(axis=0))) for picture in wide]
+    assert dark[1] < 560 < dark[0], "white at both sides, instead of stretched"
+
+
+def test_a_loss_of_one_interval_is_visible(view):
+    for color in demo.COLORS.values():
+        curve = [line for line in view.panels["loss"].lines if line.get_color() == color]
+        assert len(curve) == 1
+        assert curve[0].get_xydata().tolist() == [[10, 1.5]]
+        assert curve[0].get_marker() == "o"
+
+
+def test_the_demo_goes_on_when_the_window_is_closed(view):
+    def close():
+        """What matplotlib does when the user closes the window."""
+        view.on_close(None)
+        FigureCanvasBase(view.figure)
+
+    view.has_window = True
+    view.figure.canvas.flush_events = close
+    frames = len(view.frames)
+    view.draw_frame()
+    view.draw_frame()
+    assert len(view.frames) == frames + 2
+    assert not view.has_window
+
+
+@pytest.mark.slow
+def test_the_window_opens_before_the_data_and_asks_to_be_closed(tmp_path, monkeypatch):
+    draw_archives(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    happened = []
+    load_shapes = Segmentation.load_shapes
+
+    def load(self, *arguments, **options):
+        happened.append("data")
+        load_shapes(self, *arguments, **options)
+
+    def show(block=True):
+        title = plt.gcf().get_suptitle()
+        happened.append((f"window, blocking {block}", title, len(plt.get_fignums())))
+
+    monkeypatch.setattr(Segmentation, "load_shapes", load)
+    monkeypatch.setattr(demo, "opens_a_window", lambda figure: True)
+    monkeypatch.setattr(plt, "show", show)
+    flags = ["--iterations", "3", "--train-images", "24", "--show"]
+    monkeypatch.setattr("sys.argv", ["classroom_demo.py", *flags])
+    with plt.rc_context():
+        SegStudio.run_example(demo.main)
+    plt.close("all")
+    assert happened == [
+        ("window, blocking False", "Preparing the images ...", 1),
+        "data",
+        ("window, blocking True", "Finished. Close the window to end.", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--seconds", "0"], "--seconds is above 0, not 0"),
+        (["--seconds", "nan"], "--seconds is above 0, not nan"),
+        (["--seconds", "inf"], "--seconds is above 0, not inf"),
+        (["--iterations", "0"], "--iterations is above 0, not 0"),
+        (["--iterations", "9", "--seconds", "60"], "give --seconds or --iterations, not both"),
+    ],
+)
+def test_no_training_at_all_is_refused(flags, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["classroom_demo.py", *flags])
+    with pytest.raises(SystemExit, match=sentence):
+        SegStudio.run_example(demo.main)
+    assert not list(tmp_path.iterdir())

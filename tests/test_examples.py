@@ -1,6 +1,8 @@
 """The examples as a user runs them: by their command line, in an empty folder."""
 
+import errno
 import json
+import os
 import re
 import runpy
 import sys
@@ -10,9 +12,10 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from run_folders import example
 from side_by_side import first_items, iou_of_image, paint_masks, save_side_by_side
 
-from SegStudio import SegStudio
+from SegStudio import SegStudio, backstage
 
 EXAMPLES = ROOT / "Examples"
 RUN_FILES = {"settings.json", "losses.csv", "metrics.json", "log.txt", "model.pt"}
@@ -203,6 +206,27 @@ def test_the_ablation_measures_gradients_that_explode_and_vanish(tmp_path, run_s
         assert count_pixels(run / "ablation.png", color) > 100
 
 
+@pytest.mark.slow
+def test_the_ablation_trains_all_networks_for_equally_many_iterations(
+    tmp_path, monkeypatch, tiny_shapes
+):
+    """In the same time a faster network would have more of them: not like with like."""
+
+    def load(self, *_, **__):
+        self.load_PurdueShapes5MultiObject_dataset(tiny_shapes(20), tiny_shapes(8))
+
+    ablation = example("skip_connections_ablation")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SegStudio.SemanticSegmentation, "load_shapes", load)
+    monkeypatch.setattr(ablation, "QUICK_SECONDS", 1)  # 5 seconds of training are the least
+    monkeypatch.setattr("sys.argv", ["skip_connections_ablation.py", "--quick"])
+    ablation.main()
+    (results,) = tmp_path.glob("runs/*/results.json")
+    counts = [found["iterations"] for found in json.loads(results.read_text()).values()]
+    assert len(counts) == 4
+    assert min(counts) == max(counts) > 0
+
+
 # ---- Flags --------------------------------------------------------------------------------------
 
 
@@ -223,8 +247,58 @@ def test_a_bad_folder_is_one_sentence(script, flag, tmp_path, monkeypatch):
     assert isinstance(sentence, str), "an error ends with a sentence and not with a traceback"
     assert "\n" not in sentence
     assert "a-file" in sentence
+    assert flag in sentence, "it names the flag that helps"
     assert {path.name for path in tmp_path.iterdir()} <= {"a-file", "data"}
     assert (tmp_path / "a-file").read_text() == "mine"
+
+
+def refuse(number):
+    """A function that fails as a file system does, with this number of the errno module."""
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.EROFS, "Read-only file system"), (errno.ENOSPC, "disk is full")]
+)
+@pytest.mark.parametrize("script", ["semantic_segmentation.py", "classroom_demo.py"])
+def test_data_that_cannot_be_written_is_one_sentence(script, number, reason, tmp_path, monkeypatch):
+    if number == errno.EROFS:
+        monkeypatch.setattr(backstage.tempfile, "TemporaryFile", refuse(number))
+    else:
+        monkeypatch.setattr(backstage, "draw_shapes", lambda seed, index: (np.zeros(3), 0, {}))
+        monkeypatch.setattr(backstage.gzip, "GzipFile", refuse(number))
+    sentence = run_here(script, tmp_path, monkeypatch, "--quick", "--dataroot", "new/data")
+    assert reason in sentence
+    assert "--dataroot" in sentence
+    assert "\n" not in sentence
+    assert not list(tmp_path.iterdir()), "no folder is left behind"
+
+
+def test_a_full_disk_while_a_run_is_saved_is_one_sentence(tmp_path, monkeypatch):
+    draw_archives(tmp_path)
+    monkeypatch.setattr(torch, "save", refuse(errno.ENOSPC))
+    flags = ["--quick", "--train-images", "4", "--epochs", "1"]
+    sentence = run_here("semantic_segmentation.py", tmp_path, monkeypatch, *flags)
+    assert "checkpoint.pt could not be written (the disk is full: make room" in sentence
+    assert "--results-dir" in sentence
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_torch_reports_a_full_disk_in_its_own_way(tmp_path, monkeypatch):
+    def fail(part):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 690240")
+
+    usage = backstage.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(backstage.shutil, "disk_usage", lambda folder: usage._replace(free=4096))
+    with pytest.raises(OSError, match="the disk is full: make room, or give a folder elsewhere"):
+        SegStudio.write_atomically(tmp_path / "model.pt", fail)
+    monkeypatch.setattr(backstage.shutil, "disk_usage", lambda folder: usage._replace(free=2**30))
+    with pytest.raises(OSError, match="enforce fail"):
+        SegStudio.write_atomically(tmp_path / "model.pt", fail)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from run_folders import GENERATED, example, make_run, metrics_of
 
+from SegStudio.backstage import TrainingHistory
+
 homework_page = example("homework_page")
 
 EVIL = "<script>alert('x')</script>"
@@ -183,6 +185,27 @@ def test_scores_of_an_older_run_that_has_no_boundary_iou(runs):
     assert "Figure 1. " in read_page(runs).text
 
 
+def test_a_loss_of_one_interval_is_visible_with_all_its_terms(experiment, monkeypatch):
+    segmenter = experiment()
+    history = TrainingHistory("MSE+200*Dice")
+    history.iterations = 25
+    history.add(loss=600.0, mse=400.0, dice=200.0)
+    figures = []
+    monkeypatch.setattr(
+        segmenter.dl_studio, "save_figure", lambda figure, _: figures.append(figure)
+    )
+    segmenter.save_loss_figure(history)
+    lines = figures[0].axes[0].lines
+    assert len(lines) == 3
+    assert all(line.get_marker() not in ("None", "", None) for line in lines)
+
+
+def test_the_confusion_of_the_classes_is_shown_if_the_test_drew_it(runs):
+    assert "which class is taken for which" not in read_page(runs).text
+    shutil.copy(runs / "mse" / "worst.png", runs / "mse" / "confusion.png")
+    assert "MSE: which class is taken for which (the homework's" in read_page(runs).text
+
+
 # ---- what is missing or damaged -----------------------------------------------------------------
 
 
@@ -308,16 +331,20 @@ def test_the_page_fits_its_window(runs, browse, tmp_path, width):
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_click_enlarges_a_picture_and_another_click_closes_it(runs, browse, tmp_path):
+@pytest.mark.parametrize(("window", "enlarged"), [(900, 900), (400, 800)])
+def test_a_click_enlarges_a_picture_and_another_click_closes_it(
+    runs, browse, tmp_path, window, enlarged
+):
     page = homework_page.write_page(runs)
     probe = tmp_path / "probe.html"
     probe.write_text(
-        f'<body><iframe src="{page.as_uri()}" width="900" height="700" onload="'
+        f'<body><iframe src="{page.as_uri()}" width="{window}" height="700" onload="'
         "let image = this.contentDocument.querySelector('figure img');"
         "let widths = [image.clientWidth];"
         "for (let k = 0; k < 2; k++) { image.click(); widths.push(image.clientWidth); }"
         "document.title = 'widths ' + widths.join(' ')\"></iframe></body>"
     )
     dom = browse("--dump-dom", "--window-size=1000,800", probe.as_uri())
-    before, enlarged, after = map(int, re.search(r"widths (\d+) (\d+) (\d+)", dom).groups())
-    assert before == after < 700 < enlarged
+    before, between, after = map(int, re.search(r"widths (\d+) (\d+) (\d+)", dom).groups())
+    assert before == after < 0.6 * enlarged
+    assert between == enlarged

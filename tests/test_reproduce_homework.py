@@ -200,6 +200,32 @@ def test_an_experiment_that_fails_does_not_stop_the_others(run_main, trained):
     assert [call[0] for call in trained] == ["mse", "dice", "coco_mae"]
 
 
+def test_a_reason_that_stops_several_runs_is_said_once(run_main, monkeypatch):
+    def fail(*_):
+        raise OSError("images cannot be drawn into /data (Read-only file system)")
+
+    monkeypatch.setattr(reproduce, "run_shapes", fail)
+    sentence = run_main("--quick", "--only", "mse,dice,combined-300")
+    assert "mse, dice, combined_300: images cannot be drawn" in sentence
+    assert sentence.count("Read-only") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--quick", "--only", "mse,dice"], "2 runs, about 60 s each"),
+        (["--only", "mse,coco-mae", "--seeds", "2"], "4 runs on the homework's schedule"),
+        (["--epochs", "1", "--only", "mse"], "1 run\n"),
+    ],
+)
+def test_the_time_of_all_runs_is_said_before_they_begin(run_main, trained, capsys, flags, said):
+    run_main(*flags)
+    printed = capsys.readouterr().out
+    assert printed.startswith(said)
+    assert ("an hour" in printed) == ("schedule" in said)
+    assert "Run 1 of " in printed
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -200,6 +200,8 @@ def test_a_class_that_neither_has_is_left_out_of_the_mean():
         "iou": None, "dice": None, "pixel_accuracy": 1.0, "boundary_iou": None
     }  # fmt: skip
     assert found["mean_iou"] == found["classes"]["seen"]["iou"] == 0.5
+    accuracies = [found["classes"][name]["pixel_accuracy"] for name in ("seen", "absent")]
+    assert found["pixel_accuracy"] == sum(accuracies) / 2, "here the absent class counts"
     assert found["per_image_mean_iou"] == 0.5
     assert ious.tolist() == [0.5]
 
