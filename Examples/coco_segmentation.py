@@ -125,7 +125,7 @@ def save_samples(segmenter):
             axes.set_xticks([])
             axes.set_yticks([])
         for axes, item in zip(panels, items, strict=False):
-            picture = segmenter.overlay(item["image"], item["mask_tensor"] > 0)
+            picture = segmenter.overlay(item["image"], item["mask_tensor"] > 0, alpha=0.5)
             axes.imshow(picture.permute(1, 2, 0).numpy())
     source = generated_or_not(dataset)
     figure.suptitle(f"Training images with their masks ({source})", fontsize=15)

@@ -233,7 +233,7 @@ def save_overlay(segmenter, image, labels, objects, class_names, name):
     masks = functional.resize(
         labels[None] == numbers, pixels.shape[1:], functional.InterpolationMode.NEAREST
     )
-    overlay = segmenter.overlay(pixels.float(), masks)
+    overlay = segmenter.overlay(pixels.float(), masks, alpha=0.5)
     height = min(max(8 * picture.height / picture.width, 2), 12)
     figure = segmenter.dl_studio.new_figure(
         figsize=(8, height + 0.8), dpi=120, layout="constrained"

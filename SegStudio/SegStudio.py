@@ -1077,6 +1077,8 @@ class SegStudio:
                         f"scores need pred and mask of one shape (N, C, H, W), not "
                         f"{tuple(pred.shape)} and {tuple(mask.shape)}"
                     )
+                if pred.shape[1] > 1:
+                    category = None  # the channels are the classes
                 if category is None and pred.shape[1] != len(self.class_names):
                     raise ValueError(
                         f"{pred.shape[1]} channels cannot be scored as the "
@@ -1184,8 +1186,8 @@ class SegStudio:
                     "IoU: the pixels in both mask and prediction, divided by those in either. "
                     "Compare networks by it.\n"
                     "Dice: the same information on another scale, 2 IoU / (1 + IoU).\n"
-                    f"Pixel accuracy: says little. Predicting nothing has {nothing:.3f} here, "
-                    "because most pixels are background.\n"
+                    "Pixel accuracy: says little, because it counts the background. "
+                    f"Predicting nothing has {nothing:.3f} here.\n"
                     "Boundary IoU: the IoU of the bands along the outlines. Ragged edges and holes "
                     "lower it."
                 )
@@ -1747,18 +1749,23 @@ class SegStudio:
 
         @staticmethod
         def overlay(
-            image: torch.Tensor, masks: torch.Tensor, colors: Sequence[str] | None = None
+            image: torch.Tensor,
+            masks: torch.Tensor,
+            colors: Sequence[str] | None = None,
+            *,
+            alpha: float = 0.85,
         ) -> torch.Tensor:
             """The masks in the classes' colours over a dark, grey copy of the image.
 
-            A pixel that is in several masks is white.
+            A pixel that is in several masks is white. With a lower alpha the image shows more and
+            the masks less: 0.5 suits a picture that does not stand beside its image.
 
             Shape: image (3, H, W) 0..255, masks (C, H, W) bool -> (3, H, W) uint8.
             """
             colors = colors or backstage.class_colors(len(masks))
             grey = backstage.as_bytes(image).float().mean(dim=0, keepdim=True)
             picture = torchvision.utils.draw_segmentation_masks(
-                (0.3 * grey).byte().expand(3, -1, -1), masks, alpha=0.85, colors=colors
+                ((1 - 0.8 * alpha) * grey).byte().expand(3, -1, -1), masks, alpha, colors
             )
             picture[:, masks.sum(dim=0) > 1] = 255
             return picture

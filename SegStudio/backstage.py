@@ -20,6 +20,7 @@ import inspect
 import io
 import itertools
 import json
+import math
 import numbers
 import operator
 import os
@@ -499,6 +500,36 @@ class ArchiveUnpickler(pickle.Unpickler):
         return self.ALLOWED[name]
 
 
+class UnpackedArchive(io.RawIOBase):
+    """The content of a gzip file, unpacked while it is read, with a progress bar.
+
+    Errors: ValueError if it is a gzip bomb: images compress less than 500 times.
+    """
+
+    def __init__(self, data):
+        self.packed = io.BytesIO(data)
+        self.file = gzip.GzipFile(fileobj=self.packed)
+        self.limit = 2**26 + 500 * len(data)
+        self.bar = progress_bar(
+            desc="reading the archive", total=len(data), unit="B", unit_scale=True
+        )
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        content = self.file.read(len(buffer))
+        buffer[: len(content)] = content
+        if self.file.tell() > self.limit:
+            raise ValueError(f"it unpacks to more than {self.limit} bytes")
+        self.bar.update(self.packed.tell() - self.bar.n)
+        return len(content)
+
+    def close(self):
+        self.bar.close()
+        super().close()
+
+
 def find_archive(dl_studio, dataset_file):
     """The path of an archive of shapes, dataroot/dataset_file, of images of 64x64."""
     # DLStudio joins both as text, so dataroot may end with the beginning of the file name.
@@ -533,14 +564,12 @@ def open_archive(archive, num_images=None):
 
 def read_archive(archive, data):
     """The items of an archive as records: their number, their type, and the records one by one."""
-    limit = 2**26 + 500 * len(data)  # images compress less than that: more is a gzip bomb
     try:
-        with gzip.open(io.BytesIO(data)) as file:
-            content = file.read(limit + 1)
-        if len(content) > limit:
-            raise ValueError(f"it unpacks to more than {limit} bytes")
-        # encoding: archives of Python 2 hold bytes as text
-        items, label_map = ArchiveUnpickler(io.BytesIO(content), encoding="latin1").load()
+        with io.BufferedReader(UnpackedArchive(data), 2**20) as file:
+            # encoding: archives of Python 2 hold bytes as text
+            items, label_map = ArchiveUnpickler(file, encoding="latin1").load()
+            while file.read(2**20):  # the checksum is at the end
+                pass
         if label_map != LABEL_MAP:
             raise ValueError(f"its label_map is not {LABEL_MAP}")
         if len(items) == 0:
@@ -759,6 +788,8 @@ def draw_archive(path, num_images, seed):
         image, mask, box_map = draw_shapes(seed, index)
         items[index] = [*image.reshape(3, -1), mask, box_map]
 
+    content = pickle.dumps([items, LABEL_MAP], protocol=3)
+
     def write(part):
         with (
             part.open("wb") as file,
@@ -766,7 +797,8 @@ def draw_archive(path, num_images, seed):
             # time: the same seed gives the same bytes.
             gzip.GzipFile(GENERATED, "wb", 1, file, mtime=0) as packed,
         ):
-            pickle.dump([items, LABEL_MAP], packed, protocol=3)
+            for start in progress_bar(range(0, len(content), 2**20), "packing", unit="MB"):
+                packed.write(content[start : start + 2**20])
 
     return write_atomically(path, write)
 
@@ -1170,7 +1202,7 @@ def draw_confusion(dls, scores, kind):
     of_all = pixels.sum(dim=1) / pixels.sum()
     shares = (pixels / pixels.sum(dim=1, keepdim=True)).numpy()
     cell, digits, smallest = (0.8, 1, 0.001) if len(rows) <= 11 else (0.5, 0, 0.01)
-    cell = 1.2 if len(columns) <= 3 else cell
+    cell = 1.2 if len(columns) <= 3 else min(cell, 24 / len(rows))
     longest = max(map(len, rows))
     figure = dls.new_figure(
         figsize=(max(cell * len(columns) + 0.1 * longest + 1.5, 5.5), cell * len(rows) + 2),
@@ -1179,7 +1211,7 @@ def draw_confusion(dls, scores, kind):
     axes = figure.add_subplot()
     norm = matplotlib.colors.PowerNorm(0.5, 0, 1)  # a few percent are visible, too
     axes.imshow(np.nan_to_num(shares), cmap="Blues", norm=norm)
-    for row, column in np.ndindex(shares.shape):
+    for row, column in np.ndindex(shares.shape) if cell > 0.35 else ():
         share = shares[row, column]
         if np.isnan(share):
             text = "-"
@@ -1496,7 +1528,7 @@ class TrainingRecorder:
         self.clock = time.perf_counter() - self.history.seconds
         bar = {"total": self.iterations, "initial": self.first, "unit": "iteration"}
         if self.max_seconds:
-            bar = {"total": round(self.max_seconds), "bar_format": "{l_bar}{bar}| {n_fmt} of "
+            bar = {"total": math.ceil(self.max_seconds), "bar_format": "{l_bar}{bar}| {n_fmt} of "
                    "{total_fmt} s{postfix}"}  # fmt: skip
         with progress_bar(desc="training", **bar) as self.bar:
             while not self.finished:
@@ -1533,7 +1565,10 @@ class TrainingRecorder:
         self.output, self.masks = output.detach(), masks
         for name, value in getattr(self.criterion, "latest_terms", {}).items():
             self.terms[name] += value.detach()
-        self.bar.update(1 if not self.max_seconds else int(self.history.seconds) - self.bar.n)
+        if self.max_seconds:
+            self.bar.update(int(min(self.history.seconds, self.max_seconds)) - self.bar.n)
+        else:
+            self.bar.update()
         # Reading a value makes the CPU wait for the GPU, so this happens every 50 steps there.
         if self.losses.is_cpu or self.count % 50 == 1:
             self.stop_unless_finite()

@@ -217,6 +217,19 @@ def test_small_confusions_and_absent_classes_are_told_from_none(experiment):
     assert texts == ["100.0", "0", "<0.1", "0", "100.0", "0", "-", "-", "-"]
 
 
+def test_the_confusion_matrix_of_80_classes_is_not_a_poster(experiment):
+    scores = Segmentation.SegmentationScores([f"class {k}" for k in range(80)])
+    mask = torch.zeros(1, 80, 9, 9, dtype=torch.bool)
+    for k in range(80):
+        mask[0, k, k // 9, k % 9] = True
+    scores.update(mask, mask)
+    segmenter = experiment()
+    segmenter.save_confusion_figure(scores)
+    pixels = pixels_of(segmenter, "confusion.png")
+    assert max(pixels.shape) < 3600
+    assert count(pixels, "#08306B", 5) > 80 * 500
+
+
 # ---- colours ------------------------------------------------------------------------------------
 
 
@@ -240,7 +253,16 @@ def test_a_projector_shows_the_class_of_every_pixel_of_a_mask(k, grey):
     colors = torch.stack([backstage.rgb(color) for color in PALETTE]).int()
     assert (colors - picture[:, 20, 20]).square().sum(dim=1).argmin() == k
     assert (picture[:, 20, 20] - picture[:, 0, 0]).abs().max() > 60
-    assert picture[:, 0, 0].max() <= 0.3 * grey + 1
+    assert picture[:, 0, 0].max() <= 0.33 * grey + 1
+
+
+def test_a_lower_alpha_shows_more_of_the_image():
+    image = torch.tensor([0.0, 255.0]).repeat(3, 20, 10)
+    masks = torch.ones(1, 20, 20, dtype=torch.bool)
+    masks[:, 10:] = False
+    strong, weak = (Segmentation.overlay(image, masks, alpha=a).float() for a in (0.85, 0.5))
+    assert weak[:, :10].std(dim=2).min() > 3 * strong[:, :10].std(dim=2).max(), "in the mask"
+    assert weak[:, 10:].max() > 140 > 90 > strong[:, 10:].max(), "beside it"
 
 
 def test_every_class_has_its_own_colour():
@@ -384,9 +406,38 @@ def test_every_long_step_has_a_bar(experiment, small_net, monkeypatch, tmp_path)
     segmenter.score_baselines()
     assert seen == {
         "drawing PurdueShapes5MultiObject-6-train.gz": 6,
+        "packing": 1,
+        "reading the archive": path.stat().st_size,
         "writing the cache": 6,
         "looking for the mask values": None,
         "training": 2,
         "mean training mask": 3,
         "scoring": 2,
     }
+
+
+def test_the_bar_of_a_training_bounded_by_time_counts_its_seconds(
+    experiment, small_net, monkeypatch
+):
+    bars = []
+    original = backstage.progress_bar
+
+    def keep(items=None, desc=None, **options):
+        bars.append(original(items, desc, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(backstage, "progress_bar", keep)
+    now = [0.0]
+    monkeypatch.setattr(backstage.time, "perf_counter", lambda: now[0])
+    net, states = small_net(), []
+
+    def tick(*_):
+        states.append(str(bars[-1]))
+        now[0] += 4
+
+    net.register_forward_hook(tick)
+    experiment().custom_run_code_for_training_for_semantic_segmentation(net, max_seconds=10)
+    assert ["0 of 10 s" in states[0], "4 of 10 s" in states[1], "8 of 10 s" in states[2]] == [
+        True
+    ] * 3
+    assert "10 of 10 s" in str(bars[-1])

@@ -395,6 +395,14 @@ def test_a_class_may_be_called_background():
     }
 
 
+def test_with_a_channel_for_each_class_a_category_changes_nothing():
+    pred, mask = blobs(n=4), blobs(n=4, seed=3)
+    plain, named = Scores("abc"), Scores("abc")
+    plain.update(pred, mask)
+    named.update(pred, mask, torch.tensor([0, 1, 2, 0]))
+    assert named.compute() == plain.compute()
+
+
 # ---- mistakes and the table ---------------------------------------------------------------------
 
 
