@@ -37,6 +37,7 @@ setup(
             "pymsgbox",
             "monai",
             "segmentation-models-pytorch",
+            "torchmetrics>=1.6",
         ],
     },
 )

@@ -37,6 +37,7 @@ class CocoAnnotations:
 
     def __init__(self, file, *, progress=True):
         self.file = Path(file)
+        self.progress = progress
         data = self._read()
         self.problems = []
         info, licenses = data.get("info"), data.get("licenses")
@@ -47,15 +48,29 @@ class CocoAnnotations:
         self.annotations = []
         # If an image is left out, its annotations are not reported again.
         reported = {str(r.get("id")) for r in data["images"] if isinstance(r, dict)}
-        self._add_annotations(data["annotations"], reported, progress)
+        self._add_annotations(data["annotations"], reported)
 
     def _read(self):
+        if self.file.is_dir():
+            raise FileNotFoundError(
+                f"{self.file} is a folder: give the annotation file, such as {self.file}/"
+                f"instances_train2017.json."
+            )
         if not self.file.is_file():
             raise FileNotFoundError(f"There is no annotation file {self.file}.")
-        content = self.file.read_bytes()
+        try:
+            content = self.file.read_bytes()
+        except PermissionError:
+            raise PermissionError(f"You have no right to read {self.file}.") from None
         self.sha256 = hashlib.sha256(content).hexdigest()
         try:
-            data = json.loads(content)
+            with self._bar(desc="reading", unit=" records") as bar:
+
+                def count(record):
+                    bar.update()
+                    return record
+
+                data = json.loads(content, object_hook=count)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.file} is not JSON ({error}).") from None
         lists = ("images", "annotations", "categories")
@@ -65,6 +80,9 @@ class CocoAnnotations:
                 f"and categories."
             )
         return data
+
+    def _bar(self, items=None, **options):
+        return progress_bar(items, show=self.progress, **options)
 
     def _report(self, kind, number, reason):
         # ascii(): a hostile name may contain codes that control a terminal.
@@ -94,9 +112,9 @@ class CocoAnnotations:
                 known[number] = record
         return known
 
-    def _add_annotations(self, records, reported, progress):
+    def _add_annotations(self, records, reported):
         seen = {}  # {id: record}
-        bar = progress_bar(records, show=progress, desc="checking", unit=" annotations")
+        bar = self._bar(records, desc="checking", unit=" annotations")
         for number, record in self._records("annotation", bar):
             image = record.get("image_id")
             if not is_id(image) or image not in self.images:
@@ -167,7 +185,7 @@ class CocoAnnotations:
         """
         category_ids = set(category_ids)
         annotations, problems = [], []
-        for annotation in self.annotations:
+        for annotation in self._bar(self.annotations, desc="outlines", unit=" annotations"):
             if annotation["category_id"] in category_ids and not annotation["iscrowd"]:
                 image = self.images[annotation["image_id"]]
                 outline = annotation.get("segmentation")

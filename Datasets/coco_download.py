@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import threading
 import time
 import zipfile
@@ -199,7 +198,7 @@ class CocoDownloader:
                 f"The archive from {url} is not COCO's archive ({error}); it was deleted."
             ) from None
         except OSError as error:
-            raise OSError(f"{error}; the archive is kept, so make room and run again") from error
+            raise OSError(f"{error}; the archive is kept for the next run") from error
         archive.unlink()
         return files
 
@@ -211,8 +210,13 @@ class CocoDownloader:
         with archive.open(member) as packed:
 
             def copy(part):
-                with part.open("wb") as target:
-                    shutil.copyfileobj(packed, target, 2**20)
+                with (
+                    part.open("wb") as target,
+                    self._bar(desc="unpacking", total=size, unit="B", unit_scale=True) as bar,
+                ):
+                    while block := packed.read(2**20):
+                        target.write(block)
+                        bar.update(len(block))
 
             SegStudio.write_atomically(file, copy)
 
@@ -270,8 +274,8 @@ class CocoDownloader:
                 raise
             except OSError as error:
                 raise OSError(
-                    f"{part} could not be written ({error}); what was fetched is kept, run again "
-                    f"to continue"
+                    f"{part} could not be written ({error}); what was fetched is kept for the next "
+                    f"run"
                 ) from error
 
     # ---- one request -----------------------------------------------------------------------------

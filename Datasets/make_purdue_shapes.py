@@ -4,7 +4,7 @@
 
 Without --num-images, the name gives the number of images. Without --seed, the seed is 1 for a name
 that ends in -test.gz, else 0, so that no test image is a training image. Datasets/README.md
-describes the format; the function draw_shapes in SegStudio.py draws an image.
+describes the format; draw_shapes in SegStudio/backstage.py draws an image.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Prepares COCO images with one large object each as small images and masks (see COCO.md).
 
-    python Datasets/prepare_coco.py --synthetic --split both --out data/coco
+    python Datasets/prepare_coco.py --synthetic --split both --out data/synthetic-coco
     python Datasets/prepare_coco.py --download --split both --out data/coco
     python Datasets/prepare_coco.py --annotations annotations/instances_train2017.json \\
         --images-dir train2017 --split train --out data/coco
@@ -9,33 +9,38 @@ The idea of the homework, twenty lines to copy, is at the top of coco_single_obj
 file is the command. It writes the prepared folder with its manifest.
 
 The exit code is 0 if everything selected was written, 1 if something was left out (each
-with a sentence on the error output; the rest is written), 2 if the command failed.
+with a sentence on the error output; the rest is written), 2 if the command failed. A command that
+failed leaves no new folder behind, except for what it has downloaded.
 """
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
+import math
+import os
 import shutil
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from coco_annotations import CocoAnnotations, is_web_address
-from coco_download import CocoDownloader
+from coco_annotations import CocoAnnotations, is_id, is_web_address
+from coco_download import CocoDownloader, DownloadError
 from coco_images import find_image, read_image
 from coco_progress import progress_bar
 from coco_single_object import CocoSelection, resized_image_and_mask
 from coco_synthetic import CATEGORIES, draw_synthetic_coco, rejected_images
-from PIL import Image
 
 from SegStudio import SegStudio
 
 CLASSES = ("cake", "dog", "motorcycle")
 OFFICIAL = {"train": "instances_train2017.json", "test": "instances_val2017.json"}
 IMAGE_SIZES = range(1, 4097)
+MOST_WORKERS = 64
 SYNTHETIC_IMAGES = {"train": 480, "test": 120}
 
 
@@ -139,7 +144,8 @@ class CocoPreparer:
             "annotation_id": annotation["id"],
             "bbox": annotation["bbox"],
         }
-        entry |= {key: record.get(key) for key in ("width", "height", "license")}
+        entry |= {key: record[key] for key in ("width", "height")}
+        entry["license"] = record.get("license") if is_id(record.get("license")) else None
         for key in ("coco_url", "flickr_url"):  # a page may link them: no javascript: or file:
             entry[key] = record.get(key) if is_web_address(record.get(key)) else None
         return entry
@@ -164,7 +170,11 @@ class CocoPreparer:
                 "image_size": self.image_size,
                 "split": self.split,
             },
-            "licenses": {n: r for n, r in sorted(source.licenses.items()) if n in used},
+            "licenses": {
+                number: plain_licence(record)
+                for number, record in sorted(source.licenses.items())
+                if number in used
+            },
             "kept": {name: self.kept[name] for name in self.selection.classes},
             "left_out": [
                 *source.problems,
@@ -174,6 +184,14 @@ class CocoPreparer:
             ],
             "samples": records,
         }
+
+
+def plain_licence(record):
+    """A licence record without what is no text, and without an address that is no web address."""
+    plain = {key: value for key, value in record.items() if isinstance(value, str) or is_id(value)}
+    if not is_web_address(plain.get("url", "http://")):
+        del plain["url"]
+    return plain
 
 
 def write_png(path, picture):
@@ -201,7 +219,56 @@ def replace_folder(target, new):
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def no_new_folders(out, split):
+    """If the block fails, deletes what it has drawn and the empty folders that it has made."""
+    drawn = out / "synthetic" / split
+    annotations = out / "synthetic" / "annotations"
+    downloads = [out / "downloads" / name for name in ("annotations", "images")]
+    folders = (drawn, annotations, drawn.parent, *downloads, out / "downloads", out, *out.parents)
+    made = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        if drawn in made:
+            shutil.rmtree(drawn, ignore_errors=True)
+            with contextlib.suppress(OSError):  # not written yet
+                (annotations / f"instances_{split}.json").unlink()
+        for folder in made:
+            with contextlib.suppress(OSError):  # not made yet, or not empty
+                folder.rmdir()
+        raise
+
+
+def make_writable(out):
+    """Makes the folder; OSError if it cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise OSError(f"{out} cannot be written ({error.strerror})") from error
+
+
+def refuse_folder_without_images(folder, records):
+    """ValueError if none of the images is in the folder, instead of a sentence for each."""
+    names = [record["file_name"] for record in records]
+    if not names or any(os.path.lexists(folder / name) for name in names):
+        return
+    near = sorted({*folder.resolve().parent.iterdir(), *folder.iterdir()})
+    found = next((path for path in near if os.path.lexists(path / names[0])), None)
+    right = "the folder that holds them" if found is None else found
+    raise ValueError(
+        f"{folder} has none of the {len(names)} selected images (the first is "
+        f"{ascii(names[0])[1:-1][:60]}): give {right} by --images-dir"
+    )
+
+
 # ---- the command -----------------------------------------------------------------------------
+
+
+def user_path(text):
+    return Path(text).expanduser()  # the shell leaves the ~ in --out=~/coco
 
 
 def parse(argv):
@@ -213,7 +280,7 @@ def parse(argv):
     )
     source = parser.add_argument_group("where the images come from (give one)")
     source.add_argument(
-        "--images-dir", type=Path, metavar="DIR",
+        "--images-dir", type=user_path, metavar="DIR",
         help="a folder of images on this disk; needs --annotations",
     )  # fmt: skip
     source.add_argument(
@@ -226,8 +293,9 @@ def parse(argv):
         help="draw a synthetic set in COCO's format (not COCO) into OUT/synthetic",
     )  # fmt: skip
     add = parser.add_argument
-    add("--annotations", type=Path, metavar="FILE", help="COCO's instances_*.json")
-    add("--out", type=Path, default=Path("data/coco"), metavar="DIR", help="default %(default)s")
+    add("--annotations", type=user_path, metavar="FILE", help="COCO's instances_*.json")
+    add("--out", type=user_path, metavar="DIR",
+        help="default data/coco, with --synthetic data/synthetic-coco")  # fmt: skip
     add("--split", choices=("train", "test", "both"), default="train",
         help="default %(default)s; both needs --synthetic or --download")  # fmt: skip
     add("--classes", nargs="+", default=list(CLASSES), metavar="NAME",
@@ -245,6 +313,8 @@ def parse(argv):
     add("--seed", type=int, default=0, metavar="N", help="of the synthetic set; default 0")
     add("--workers", type=int, default=4, metavar="N", help="threads; default 4")
     options = parser.parse_args(argv)
+    if options.out is None:
+        options.out = Path("data/synthetic-coco" if options.synthetic else "data/coco")
 
     if bool(options.images_dir) + options.download + options.synthetic != 1:
         parser.error("give one of --images-dir DIR, --download and --synthetic")
@@ -258,10 +328,14 @@ def parse(argv):
         parser.error("--annotations is one split; run the command for train and for test")
     if options.synthetic and not set(options.classes) <= set(CATEGORIES.values()):
         parser.error(f"--synthetic draws {', '.join(CATEGORIES.values())} only")
-    for name, least in (("workers", 1), ("synthetic_images", 1), ("limit", 1), ("min_bbox", 0)):
+    for name, least in {
+        "workers": 1, "synthetic_images": 1, "limit": 1, "min_bbox": 0, "seed": 0
+    }.items():  # fmt: skip
         value = getattr(options, name)
-        if value is not None and value < least:
+        if value is not None and not least <= value < math.inf:  # also refuses NaN
             parser.error(f"--{name.replace('_', '-')} must be {least} or more")
+    if options.workers > MOST_WORKERS:
+        parser.error(f"--workers must be {MOST_WORKERS} or less")
     if options.image_size not in IMAGE_SIZES:
         parser.error("--image-size must be from 1 to 4096")
     return options
@@ -270,6 +344,12 @@ def parse(argv):
 def prepare(options, split):
     """Prepares one split; returns the sentences about what was left out."""
     refuse_foreign_folder(options.out / split)  # before a long wait
+    with no_new_folders(options.out, split):
+        make_writable(options.out)
+        return prepare_writable(options, split)
+
+
+def prepare_writable(options, split):
     downloader = CocoDownloader(workers=options.workers)
     file, images = options.annotations, options.images_dir
     if options.synthetic:
@@ -301,6 +381,10 @@ def prepare(options, split):
         say(selection.table())  # the selection, before a long wait
         records = {a["image_id"]: annotations.images[a["image_id"]] for a, _ in selection.samples}
         images = downloader.fetch_images(records.values(), options.out / "downloads" / "images")
+    elif options.images_dir:
+        refuse_folder_without_images(
+            images, [annotations.images[a["image_id"]] for a, _ in selection.samples]
+        )
     try:
         manifest = preparer.write(images, options.out, workers=options.workers)
     finally:
@@ -329,15 +413,23 @@ def say(text):
 def main(argv=None):
     """Runs the command; returns its exit code."""
     options = parse(argv)
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_image checks the size
+    warnings.filterwarnings("ignore", module="PIL")  # of sizes, which read_image checks, and EXIF
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the name of a class may have any characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     splits = ("train", "test") if options.split == "both" else (options.split,)
     try:
         left_out = [prepare(options, split) for split in splits]
-    except (ValueError, OSError) as error:
+    except (ValueError, DownloadError, FileNotFoundError, PermissionError) as error:
         print(f"prepare_coco: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # of writing
+        advice = "make room, or give another folder by --out"
+        print(f"prepare_coco: {error}: {advice}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("prepare_coco: interrupted; run it again: complete files are kept.", file=sys.stderr)
+        print(
+            "prepare_coco: interrupted; run it again. What was downloaded is kept.", file=sys.stderr
+        )
         return 130
     return 1 if any(left_out) else 0
 

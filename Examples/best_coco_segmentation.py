@@ -1,7 +1,7 @@
 """The best scores on COCO: a modern recipe and the homework's three losses, each for the same time.
 
     python Examples/best_coco_segmentation.py --quick       # 170 seconds on any 2-core computer
-    python Examples/best_coco_segmentation.py --coco data/coco-64 --seconds 300    # 22 minutes
+    python Examples/best_coco_segmentation.py --coco data/coco --seconds 300    # 22 minutes
 
 Trains four networks for the same time and prints one table and one picture of all of them:
     MAE, Dice, MAE + 100 * Dice    the homework's: strided mUnet of depth 16, SGD at 1e-4

@@ -2,7 +2,7 @@
 
     python Examples/coco_exploding_mse.py --quick     # 50 seconds on any 2-core computer
     python Examples/coco_exploding_mse.py             # about 3 minutes there
-    python Examples/coco_exploding_mse.py --coco data/coco-64
+    python Examples/coco_exploding_mse.py --coco data/coco
 
 The homework's report saw its MSE loss become NaN on COCO, and used MAE instead. The script trains
 mUnet with one output channel by the homework's SGD (learning rate 1e-4, momentum 0.9), with both
@@ -12,7 +12,7 @@ iteration, and prints which trainings end in inf or in NaN. The depth is 4: such
 like one of depth 16, in a third of the time.
 
 --coco is a folder that Datasets/prepare_coco.py wrote. Without it a synthetic set in COCO's format
-is drawn first, once, in 50 seconds. No scores are expected: nothing is trained for long enough.
+is drawn first, once, in about a minute. No scores are expected: nothing is trained for long enough.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The homework's bonus: one object per COCO image; one output channel; MAE, Dice or their sum.
 
     python Examples/coco_segmentation.py --quick                # 150 seconds on any 2-core computer
-    python Examples/coco_segmentation.py --loss combined --coco data/coco-64
+    python Examples/coco_segmentation.py --loss combined --coco data/coco
 
 Shows binary masks on photos: sample training images, the loss curve, and image, truth and
 prediction for each class. Compare the scores with those of two baselines that ignore the image.
@@ -16,7 +16,7 @@ best_coco_segmentation.py shows the best scores on these images.
 from pathlib import Path
 
 from coco_folder import find_or_draw_coco
-from side_by_side import generated_or_not, iou_of_image
+from side_by_side import generated_or_not
 from torch.utils.data import default_collate
 
 from SegStudio import SegStudio
@@ -140,15 +140,10 @@ def save_panels(segmenter, model):
             continue
         batch = default_collate(items)
         preds = segmenter.binarize(model, segmenter.infer(model, batch["image"])).cpu()
-        truths = batch["mask_tensor"] > 0
         segmenter.save_panel_figure(
             batch,
             preds,
             f"test-panel-{name}.png",
-            titles=[
-                iou_of_image(segmenter, pred, truth)
-                for pred, truth in zip(preds, truths, strict=True)
-            ],
             heading=f"Test images: {name} ({generated_or_not(dataset)})",
         )
 

@@ -3,26 +3,34 @@
     python Examples/predict.py photo.jpg holiday/ --model runs/best_coco_segmentation
 
 IMAGE is an image file, or a folder of image files. RUN is the folder of a finished run. Its files
-tell which network it has and how to read the output. An image takes less than a second.
+tell which network it has and how to read the output. An image takes less than a second. It is
+turned upright by its EXIF orientation. Of an animation the first picture is used; transparent
+pixels become white.
 
 For each image, numbered 001, 002, ... in the given order, the folder that is printed at the end
 gets two files:
     001-photo-mask.png       as large as the image; each pixel holds 0 for background, or the
                              number of its class: 1 is the first class name, 2 the second
     001-photo-overlay.png    the image with masks and boxes in the classes' colours
+(of a long name the first 40 characters)
 and one file for all images:
     predictions.json         {image: [{"class", "box": [x1, y1, x2, y2], "area" in pixels}, ...]}
+                             from the first to the last column and row of the object
 
 Where classes overlap, a pixel gets the class with the highest confidence. A network
 with one output channel has one class, which is called "object".
 """
 
 import argparse
+import contextlib
+import math
+import warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import skimage.measure
+import skimage.morphology
 import torch
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image, ImageOps
@@ -34,6 +42,7 @@ IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"
 SMALLEST_OBJECT = 0.0005  # of the image; smaller spots are not counted as objects
 LARGEST_OVERLAY = 1200  # pixels, the longer side
 LISTED_OBJECTS = 6  # an image with more is summarised
+NAME_LENGTH = 40  # characters of an image's name in the names of its files
 
 
 def main():
@@ -45,19 +54,22 @@ def main():
     class_names = net.output_spec["class_names"]
     if len(net.output_spec["mask_values"]) == 1:
         class_names = ["object"]
+    dotted = getattr(net, "arguments", {}).get("upsampling") == "strided"
+    if dotted:
+        dls.log("This network is strided: only one pixel in four can be predicted (see the README)")
     predictions = {}
     warned = False
     for number, file in enumerate(files, start=1):
         try:
             image = read_image(file)
         except Exception as error:  # PIL's decoders raise nearly anything on a bad file
-            dls.log(f"{file} is left out, because it is not an image: {error}")
+            dls.log(f"{file} is left out, because it cannot be read as an image: {error}")
             continue
         if not warned:
             warned = warn_of_a_photo(segmenter, class_names, file, image)
         labels = predict_labels(segmenter, net, image)
-        objects = find_objects(labels, class_names, image.size)
-        name = f"{number:03d}-{file.stem}"
+        objects = find_objects(labels, class_names, image.size, dotted)
+        name = f"{number:03d}-{file.stem[:NAME_LENGTH]}"
         save_mask(labels, image.size, dls.run_dir / f"{name}-mask.png")
         save_overlay(segmenter, image, labels, objects, class_names, f"{name}-overlay.png")
         predictions[str(file)] = objects
@@ -65,7 +77,10 @@ def main():
     dls.write_json("predictions.json", predictions)
     dls.log(f"\nMasks, overlays and predictions.json: {dls.run_dir}")
     if len(predictions) < len(files):
-        raise ValueError(f"{len(files) - len(predictions)} of {len(files)} files were no images")
+        raise ValueError(
+            f"{len(files) - len(predictions)} of {len(files)} files could not be read as images; "
+            f"the reasons are above"
+        )
 
 
 def read_flags():
@@ -90,21 +105,41 @@ def find_images(names):
             raise FileNotFoundError(f"no image or folder at {path.absolute()}")
         found = [path]
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_FILES)
+            found = sorted(p for p in path.iterdir() if is_image_name(p) and p.is_file())
             if not found:
-                raise FileNotFoundError(f"no image in the folder {path.absolute()}")
+                formats = " ".join(sorted(IMAGE_FILES))
+                raise FileNotFoundError(f"no image ({formats}) in the folder {path.absolute()}")
         for file in found:
             files.setdefault(file.resolve(), file)
     return list(files.values())
 
 
+def is_image_name(path):
+    """Whether a name is that of an image. macOS keeps notes on photo.jpg in ._photo.jpg."""
+    return path.suffix.lower() in IMAGE_FILES and not path.name.startswith(".")
+
+
 def read_image(file):
     """The image as 8-bit RGB, turned upright by its EXIF orientation."""
-    with Image.open(file) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):
-            image = Image.fromarray(np.uint8(np.asarray(image) >> 8))
-        return image.convert("RGB")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about damaged EXIF data and large images
+        with Image.open(file) as image:
+            image.load()
+            with contextlib.suppress(Exception):  # damaged EXIF data: the image may be sound
+                image = ImageOps.exif_transpose(image)
+            return to_rgb(image)
+
+
+def to_rgb(image):
+    """An image of any Pillow mode as RGB, the transparent pixels in white."""
+    if image.mode == "F":  # numbers from 0 to 1
+        image = Image.fromarray(np.uint8(255 * np.asarray(image).clip(0, 1)))
+    if image.mode.startswith("I"):  # 16 bits; convert() would clip them at 255
+        image = Image.fromarray(np.uint8(np.asarray(image).clip(0, 65535) >> 8))
+    if "transparency" in image.info or image.mode.lower() in ("rgba", "la", "pa"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def warn_of_a_photo(segmenter, class_names, file, image):
@@ -139,24 +174,30 @@ def predict_labels(segmenter, net, image):
     return labels.to(torch.uint8)
 
 
-def find_objects(labels, class_names, size):
+def find_objects(labels, class_names, size, dotted=False):
     """The connected parts of each class: class, box and area, in pixels of the image.
 
-    `size` is (width, height) of the image, as in PIL.
+    `size` is (width, height) of the image, as in PIL. `dotted` is for the masks of a strided
+    network: their pixels touch no other ones, so pixels two places apart count as connected.
     """
     height, width = labels.shape
     across = size[0] / width  # image pixels for each pixel of the labels
     down = size[1] / height
     objects = []
     for number, name in enumerate(class_names, start=1):
-        parts = skimage.measure.label(labels.numpy() == number)
+        mask = labels.numpy() == number
+        if dotted:
+            grown = skimage.morphology.dilation(mask, np.ones((3, 3)))
+            parts = skimage.measure.label(grown) * mask
+        else:
+            parts = skimage.measure.label(mask)
         for part in skimage.measure.regionprops(parts):
             if part.area < SMALLEST_OBJECT * labels.numel():
                 continue
             top, left, bottom, right = part.bbox
-            x1, x2 = round(left * across), round(right * across) - 1
-            y1, y2 = round(top * down), round(bottom * down) - 1
-            area = round(float(part.area) * across * down)
+            x1, x2 = math.floor(left * across), math.ceil(right * across) - 1
+            y1, y2 = math.floor(top * down), math.ceil(bottom * down) - 1
+            area = max(round(float(part.area) * across * down), 1)
             objects.append({"class": name, "box": [x1, y1, x2, y2], "area": area})
     return objects
 

@@ -23,24 +23,23 @@ losses and higher scores are better. In shapes, N is the number of images in a b
 number of classes, H the height and W the width.
 
 To copy a class into a file of your own: `python -m SegStudio show mUnet` prints a file that runs.
-Networks, losses and scores need nothing but `import torch` and `from torch import nn`.
+Networks and losses need nothing but `import torch` and `from torch import nn`; scores also need
+`import math`.
 """
 
 import json
 import math
 import random
 import re
-from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage.segmentation
 import torch
 import torchvision
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -53,6 +52,8 @@ else:  # the folder of this file is on sys.path
     import backstage
 
 __version__ = backstage.__version__
+__all__ = ["SegStudio", *backstage.DLSTUDIO_MODULES]  # a star import gives what DLStudio's gave
+__getattr__ = backstage.dlstudio_module
 
 
 class SegStudio:
@@ -69,7 +70,8 @@ class SegStudio:
         momentum, learning_rate, epochs, batch_size: settings of the training by SGD.
         classes: names of the classes, in the order of the output channels.
         use_gpu: True: use CUDA if it is there, else Apple's MPS, else the CPU. False: the CPU.
-        debug_train, debug_test, convo_layers_config: DLStudio's arguments, kept for its scripts.
+        debug_train, debug_test, convo_layers_config, fc_layers_config: DLStudio's arguments, kept
+            for its scripts.
         seed: makes a run repeatable: the first weights, the image order, the augmentation.
         num_workers: extra processes that load data. 0: the main process loads them.
         results_dir: folder of all runs.
@@ -77,16 +79,18 @@ class SegStudio:
             files. None: the script's name, with a number if that name is taken.
         show: open a window for each figure, besides saving it.
 
-    Errors: ValueError for positional, unknown or impossible arguments. OSError if results_dir
-    cannot be written.
+    Errors: ValueError for positional, unknown or impossible arguments. OSError, at the first use
+    of run_dir, if results_dir cannot be written.
 
     Class Path:   SegStudio
     """
 
-    # Okabe and Ito's palette: eight colours that colour-blind readers can tell apart.
-    PALETTE = (
-        "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999",
-    )  # fmt: skip
+    PALETTE = backstage.PALETTE
+
+    # Defaults on the class: a student's subclass may skip this __init__.
+    seed = run_name = path_saved_model = _run_dir = None
+    num_workers = _displayed = 0
+    results_dir, show = "runs", False
 
     def __init__(
         self,
@@ -103,6 +107,7 @@ class SegStudio:
         debug_train=0,
         debug_test=0,
         convo_layers_config=None,
+        fc_layers_config=None,
         seed=None,
         num_workers=0,
         results_dir="runs",
@@ -123,6 +128,7 @@ class SegStudio:
         self.debug_train = debug_train
         self.debug_test = debug_test
         self.convo_layers_config = convo_layers_config
+        self.fc_layers_config = fc_layers_config
         self.seed = seed
         self.num_workers = num_workers
         self.results_dir = results_dir
@@ -134,8 +140,6 @@ class SegStudio:
             self.device = torch.device("cuda:0")
         elif use_gpu and torch.backends.mps.is_available():
             self.device = torch.device("mps")
-        self._run_dir = None
-        self._displayed = 0
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002 - students' own code may draw from it
@@ -153,8 +157,7 @@ class SegStudio:
     def log(self, text: str = "") -> None:
         """Print a line and append it to log.txt in the run's folder."""
         tqdm.write(text)  # print would break the progress bar
-        with (self.run_dir / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        backstage.append_text(self.run_dir / "log.txt", text + "\n")
 
     def write_json(self, name: str, content: Any) -> None:
         """Write `content` to the file `name` in the run's folder."""
@@ -171,20 +174,26 @@ class SegStudio:
         return Figure(**options)
 
     def save_figure(self, figure: Figure, name: str) -> Path:
-        """Save a figure in the run's folder; with show=True, open its window."""
+        """Save a figure in the run's folder. A notebook shows it; show=True opens its window."""
         path = self.run_dir / name
-        self.write_atomically(
-            path, lambda part: figure.savefig(part, format="png", bbox_inches="tight")
-        )
+
+        def write(part):
+            figure.savefig(part, format="png", bbox_inches="tight")
+
+        backstage.try_to_change(path, lambda: self.write_atomically(path, write))
         if self.show:
             import matplotlib.pyplot as plt
 
             plt.show()
             plt.close(figure)
+        else:
+            backstage.show_inline(path)
         return path
 
     def display_tensor_as_image(self, tensor: torch.Tensor, title: str = "") -> None:
-        """Save a tensor as a picture in the run's folder; with show=True, open it in a window.
+        """Save a tensor as a picture in the run's folder and log the path of its file.
+
+        A notebook shows it under the cell; show=True opens it in a window.
 
         Integer tensors hold values from 0 to 255, float tensors from 0 to 1; other values are
         clipped. As in DLStudio, a float tensor with minimum -1 and maximum 1 counts as a normalized
@@ -203,9 +212,10 @@ class SegStudio:
                 f"not {tuple(tensor.shape)}"
             )
         picture = tensor.detach().cpu().float()
+        title = str(title)
         if (picture.min().item(), picture.max().item()) == (-1.0, 1.0):
             picture = picture / 2.0 + 0.5
-        elif not tensor.is_floating_point():
+        elif not tensor.is_floating_point() and tensor.dtype != torch.bool:
             picture = picture / 255
         if picture.shape[0] == 3:
             picture = picture.clamp(0, 1)
@@ -217,7 +227,8 @@ class SegStudio:
         axes.set_title(title)
         axes.set_axis_off()
         slug = re.sub(r"\W+", "-", title).strip("-")[:60]
-        self.save_figure(figure, f"display-{self._displayed:03d}{'-' + slug if slug else ''}.png")
+        name = f"display-{self._displayed:03d}{'-' + slug if slug else ''}.png"
+        self.log(f"Picture: {self.save_figure(figure, name)}")
 
     class SemanticSegmentation(nn.Module):
         """An experiment in semantic segmentation: data, networks, losses, scores, training.
@@ -321,12 +332,17 @@ class SegStudio:
 
             @property
             def dataset(self) -> Mapping:
-                """The items as in the archive: {index: [R, G, B, mask_array, bbox_map]}."""
+                """The items as in the archive: {index: [R, G, B, mask_array, bbox_map]}.
+
+                A script may assign other items, as a dict or a list.
+                """
+                if isinstance(self.cache, backstage.AssignedItems):
+                    return self.cache.items
                 return backstage.ArchiveItems(self.cache)
 
             @dataset.setter
             def dataset(self, items):
-                self.cache = backstage.pack_items(items)
+                self.cache = backstage.AssignedItems(items)
 
             @staticmethod
             def generate(path, num_images: int, seed: int = 0) -> Path:
@@ -347,8 +363,9 @@ class SegStudio:
             The homework's bonus task: one object per photo, one output channel. The core of the
             preparation is short; pycocotools does the work:
                 coco = COCO("instances_train2017.json")
-                for image_id in coco.getImgIds(catIds=dog_ids):
-                    annotations = coco.loadAnns(coco.getAnnIds(image_id))
+                chosen = coco.getCatIds(["cake", "dog", "motorcycle"])
+                for image_id in coco.getImgIds(catIds=coco.getCatIds(["dog"])):
+                    annotations = coco.loadAnns(coco.getAnnIds(image_id, chosen))
                     if len(annotations) == 1 and min(annotations[0]["bbox"][2:]) >= 200:
                         mask = 255 * coco.annToMask(annotations[0])  # (H, W) of 0 and 255
             Images and masks are then resized to one size and saved. Datasets/coco_single_object.py
@@ -415,7 +432,12 @@ class SegStudio:
             self.dataserver_test = dataserver_test
             # With a seed, the order has its own generator: other random numbers do not change it.
             self.order = None if dls.seed is None else torch.Generator().manual_seed(dls.seed)
-            settings = {"batch_size": dls.batch_size, "num_workers": dls.num_workers}
+            settings = {
+                "batch_size": dls.batch_size,
+                "num_workers": dls.num_workers,
+                "persistent_workers": dls.num_workers > 0,  # started once, not in every epoch
+                "pin_memory": dls.device.type == "cuda",  # copied to the GPU faster
+            }
             self.train_dataloader = DataLoader(
                 dataserver_train, shuffle=True, generator=self.order, **settings
             )
@@ -450,6 +472,8 @@ class SegStudio:
 
             Class Path:   SegStudio  ->  SemanticSegmentation  ->  mUnet
             """
+
+            width, input_scale = 64, 1.0  # DLStudio's: a student's subclass may skip this __init__
 
             class SkipBlockDN(nn.Module):
                 """A residual block of the encoder: two 3x3 convolutions plus the input.
@@ -504,6 +528,8 @@ class SegStudio:
                 Class Path:   SegStudio  ->  SemanticSegmentation  ->  SkipBlockUP
                 """
 
+                upsampling = "strided"  # a student's subclass may skip this __init__
+
                 def __init__(
                     self,
                     in_ch,
@@ -522,14 +548,20 @@ class SegStudio:
                     self.convoT2 = nn.ConvTranspose2d(in_ch, out_ch, 3, padding=1)
                     self.bn1 = nn.BatchNorm2d(out_ch)
                     self.bn2 = nn.BatchNorm2d(out_ch)
-                    self.enlarge = nn.Identity()
+                    self.upsampling = upsampling
                     if upsample and upsampling == "strided":
                         self.upsampler = nn.ConvTranspose2d(
                             in_ch, out_ch, 1, stride=2, dilation=2, output_padding=1
                         )
                     elif upsample:
                         self.upsampler = nn.ConvTranspose2d(in_ch, out_ch, 1)
-                        self.enlarge = nn.Upsample(scale_factor=2)  # nearest neighbour
+
+                def enlarge(self, x: torch.Tensor) -> torch.Tensor:
+                    """(N, in_ch, H, W) -> (N, out_ch, 2H, 2W)."""
+                    x = self.upsampler(x)
+                    if self.upsampling == "dense":
+                        x = nn.functional.interpolate(x, scale_factor=2)  # nearest neighbour
+                    return x
 
                 def forward(self, x: torch.Tensor) -> torch.Tensor:
                     identity = x
@@ -537,8 +569,8 @@ class SegStudio:
                     if self.in_ch == self.out_ch:
                         out = torch.relu(self.bn2(self.convoT2(out)))
                     if self.upsample:
-                        out = self.enlarge(self.upsampler(out))  # (N, out_ch, 2H, 2W)
-                        identity = self.enlarge(self.upsampler(identity))
+                        out = self.enlarge(out)  # (N, out_ch, 2H, 2W)
+                        identity = self.enlarge(identity)
                     if self.skip_connections:
                         if self.in_ch != self.out_ch:
                             identity = identity[:, self.out_ch :]  # (N, in_ch/2, H, W)
@@ -580,7 +612,9 @@ class SegStudio:
                 n = self.depth
                 DN, UP = self.SkipBlockDN, self.SkipBlockUP
                 down = {"skip_connections": skip_connections}
-                up = {"skip_connections": skip_connections, "upsampling": upsampling}
+                up = {"skip_connections": skip_connections}
+                if upsampling != "strided":  # a student's block may have DLStudio's arguments only
+                    up["upsampling"] = upsampling
                 self.pool = nn.MaxPool2d(2)
                 self.conv_in = nn.Conv2d(3, w, 3, padding=1)
                 self.bn1DN = nn.BatchNorm2d(w)
@@ -966,7 +1000,7 @@ class SegStudio:
 
             For each class, over all pixels of all images: I pixels are set in both pred and mask, P
             pixels in the pred and M pixels in the mask.
-                IoU             I / (P + M - I), the usual score
+                IoU             I / (P + M - I), intersection over union: the usual score
                 Dice            2I / (P + M) = 2 IoU / (1 + IoU)
                 pixel accuracy  share of pixels where both agree. Most pixels are background, so a
                                 network that predicts nothing has nearly 1.
@@ -974,9 +1008,15 @@ class SegStudio:
                                 pixels from its edge. It measures outlines; masks full of
                                 holes score low.
 
-            The mean is over classes. A class that is in no pred and no mask has no score and is not
-            counted. The per-image mean IoU is the mean over all pairs of an image and a class,
-            without the pairs in which the class is neither in the pred nor in the mask.
+            The mean is over classes. A class that is in no pred and no mask has no IoU, Dice and
+            boundary IoU and is not counted in their means; its pixel accuracy is 1 and is counted.
+            The per-image mean IoU is the mean over all pairs of an image and a class, without the
+            pairs in which the class is neither in the pred nor in the mask.
+
+            The confusion matrix shows which class is taken for which: a row for each true class, a
+            column for each predicted one, the background first. A pixel that is predicted as
+            several classes is divided evenly between them. If masks overlap, a prediction that is
+            right for one class of a pixel is no mistake in the rows of its other classes.
 
             Shape: update takes pred and mask (N, C, H, W) of True and False. Class k is channel k.
             With one channel and `category` (N,), an image counts for the class of its category.
@@ -994,6 +1034,9 @@ class SegStudio:
                 # For each class: I, P, M, agreeing pixels, all pixels; I, P, M of the boundary
                 # regions; sum and number of the IoUs of single images.
                 self.counts = torch.zeros(len(self.class_names), 10, dtype=torch.float64)
+                self.confusion = torch.zeros([len(self.class_names) + 1] * 2, dtype=torch.float64)
+                self.predicted_names = self.class_names  # of the columns of the confusion matrix
+                self.nothing = "no class" if "background" in self.class_names else "background"
                 self.images = 0
 
             @staticmethod
@@ -1005,6 +1048,25 @@ class SegStudio:
                 unset = nn.functional.pad(unset, (d, d, d, d), value=1.0)  # outside is background
                 near_the_edge = nn.functional.max_pool2d(unset, 2 * d + 1, stride=1) > 0
                 return mask & near_the_edge
+
+            @staticmethod
+            def confused(pred: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+                """The confusion matrix of each image, in pixels: (N, C + 1, C + 1)."""
+                n, c = pred.shape[:2]
+                false = pred & ~mask  # predicted, but not true
+                # At a pixel of class t, the answer to "is it t?" is t itself, if it is predicted,
+                # and all false classes.
+                answers = pred + false.sum(dim=1, keepdim=True)  # (N, C, H, W), a number for each t
+                share = mask / answers.clamp(min=1)  # of each answer
+                matrix = torch.zeros(n, c + 1, c + 1, device=pred.device)
+                matrix[:, 1:, 1:] = torch.einsum("nthw,nphw->ntp", share, false.float())
+                matrix[:, 1:, 1:] += torch.diag_embed((share * pred).sum(dim=(2, 3)))
+                matrix[:, 1:, 0] = (mask & (answers == 0)).sum(dim=(2, 3))
+                nothing = ~mask.any(dim=1, keepdim=True)  # (N, 1, H, W): background
+                share = nothing / pred.sum(dim=1, keepdim=True).clamp(min=1)
+                matrix[:, 0, 1:] = (share * pred).sum(dim=(2, 3))
+                matrix[:, 0, 0] = (nothing[:, 0] & ~pred.any(dim=1)).sum(dim=(1, 2))
+                return matrix
 
             def update(
                 self, pred: torch.Tensor, mask: torch.Tensor, category: torch.Tensor | None = None
@@ -1032,10 +1094,15 @@ class SegStudio:
                 seen = (union > 0).double()
                 iou = counts[..., 0] / union.clamp(min=1)
                 counts = torch.cat((counts, iou[..., None], seen[..., None]), dim=-1)
+                confusion = self.confused(pred, mask).cpu().double()  # (N, C + 1, C + 1)
                 if category is None:
                     self.counts += counts.sum(dim=0)
-                else:
+                    self.confusion += confusion.sum(dim=0)
+                else:  # one channel: the network finds objects and does not name them
+                    self.predicted_names = ("object",)
                     self.counts.index_add_(0, category.cpu(), counts.sum(dim=1))
+                    self.confusion[0, :2] += confusion[:, 0].sum(dim=0)
+                    self.confusion[:, :2].index_add_(0, category.cpu() + 1, confusion[:, 1])
                 self.images += len(pred)
                 return iou.sum(dim=1) / seen.sum(dim=1)
 
@@ -1043,11 +1110,18 @@ class SegStudio:
                 """The scores over two disjoint sets of images, for example of two processes."""
                 total = type(self)(self.class_names)
                 total.counts = self.counts + other.counts
+                total.confusion = self.confusion + other.confusion
+                latest = other if other.images else self
+                total.predicted_names = latest.predicted_names
                 total.images = self.images + other.images
                 return total
 
             def compute(self) -> dict:
-                """All scores: means, and each class. None: the class is in no pred and no mask."""
+                """All scores: means, and each class. None: the class is in no pred and no mask.
+
+                "confusion" has a row for each true class that occurs: {class: {predicted as: share
+                of its pixels}}.
+                """
                 i, p, m, agree, pixels, edge_i, edge_p, edge_m, iou_sum, pairs = self.counts.T
                 iou, dice, accuracy = i / (p + m - i), 2 * i / (p + m), agree / pixels
                 boundary_iou = edge_i / (edge_p + edge_m - edge_i)
@@ -1058,6 +1132,8 @@ class SegStudio:
 
                 means = ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_iou")
                 mean_scores = [number(value) for value in scores.nanmean(dim=0)]
+                shares = self.confusion / self.confusion.sum(dim=1, keepdim=True)
+                columns = (self.nothing, *self.predicted_names)
                 return {
                     **dict(zip(means, mean_scores, strict=True)),
                     "per_image_mean_iou": number(iou_sum.sum() / pairs.sum()),
@@ -1065,6 +1141,11 @@ class SegStudio:
                     "classes": {
                         name: dict(zip(self.metrics, map(number, row), strict=True))
                         for name, row in zip(self.class_names, scores, strict=True)
+                    },
+                    "confusion": {
+                        name: dict(zip(columns, row.tolist(), strict=False))
+                        for name, row in zip((self.nothing, *self.class_names), shares, strict=True)
+                        if not row.isnan().any()
                     },
                 }
 
@@ -1080,20 +1161,34 @@ class SegStudio:
                     return "  -  " if value is None else f"{value:.3f}"
 
                 width = 16  # as wide as the longest title and two spaces
+                margin = max(14, *(len(name) + 1 for name in self.class_names))
                 now = rows(self)
                 then = now if before is None else rows(before)
-                lines = [f"{'':14}" + "".join(f"{title:>{width}}" for title in self.titles)]
+                lines = [f"{'':{margin}}" + "".join(f"{title:>{width}}" for title in self.titles)]
                 for name, old, new in zip((*self.class_names, "mean"), then, now, strict=True):
                     cells = [
                         cell(n) if before is None else f"{cell(o)} -> {cell(n)}"
                         for o, n in zip(old, new, strict=True)
                     ]
-                    lines.append(f"{name:14}" + "".join(f"{c:>{width}}" for c in cells))
+                    lines.append(f"{name:{margin}}" + "".join(f"{c:>{width}}" for c in cells))
                 per_image = cell(self.compute()["per_image_mean_iou"])
                 lines.append(f"mean IoU of single images {per_image}, over {self.images} images")
                 return "\n".join(lines)
 
             __str__ = table
+
+            def explanation(self) -> str:
+                """What the columns of the table say, one line for each score."""
+                nothing = 1 - (self.counts[:, 2] / self.counts[:, 4]).nanmean()
+                return (
+                    "IoU: the pixels in both mask and prediction, divided by those in either. "
+                    "Compare networks by it.\n"
+                    "Dice: the same information on another scale, 2 IoU / (1 + IoU).\n"
+                    f"Pixel accuracy: says little. Predicting nothing has {nothing:.3f} here, "
+                    "because most pixels are background.\n"
+                    "Boundary IoU: the IoU of the bands along the outlines. Ragged edges and holes "
+                    "lower it."
+                )
 
         class ConstantMask(nn.Module):
             """A "network" that ignores the image: its output is always the same.
@@ -1229,7 +1324,7 @@ class SegStudio:
             loss_type: str = "MSE",
             dice_scale: float = 1.0,
             *,
-            criterion: nn.Module | None = None,
+            criterion: Callable | None = None,
             dice_form: str = "squared",
             optimizer: Any = None,
             scheduler: Any = None,
@@ -1250,14 +1345,16 @@ class SegStudio:
                 loss_type: "MSE", "MAE", "Dice", "Combined" (MSE + dice_scale * Dice), "MAE+Dice"
                     or "BCEDice".
                 dice_scale: factor on the Dice term of the combined losses.
-                criterion: a loss module of your own, instead of a name; it is called with (output,
-                    mask). If it expects logits and masks of 0 and 1, it has `logits = True`.
+                criterion: a loss of your own instead of a name: a module or a function, called
+                    with (output, mask). If it expects logits and masks of 0 and 1, it has
+                    `logits = True`.
                 dice_form: the form of "Dice": "squared", "linear" or "pixelwise".
                 optimizer: a torch optimizer, a list of them (each with its own parameters), or a
                     function that makes one from the parameters, such as
                     functools.partial(torch.optim.AdamW, lr=1e-3). None: SGD, as in the settings.
-                scheduler: a torch scheduler, stepped after each iteration; or a function from the
-                    fraction of training done (0 to 1) to a factor on the learning rate.
+                scheduler: a torch scheduler, stepped after each iteration (ReduceLROnPlateau: with
+                    the mean loss of each epoch); or a function from the fraction of training done
+                    (0 to 1) to a factor on the learning rate.
                 augment: a function of a batch (images, masks) that returns a changed batch.
                 clip_grad_norm: the largest norm of a gradient; larger gradients are scaled down.
                 precision: "fp32", "bf16", or "auto": bf16 if the device has it in hardware.
@@ -1273,11 +1370,12 @@ class SegStudio:
             Returns: TrainingHistory. The weights are in model.pt, and in path_saved_model if set.
 
             Errors: ValueError for an impossible argument. FloatingPointError, with the iteration,
-            if the loss is not finite; then no model is saved.
+            if the loss or a weight is not finite; then no model is saved.
 
             Class Path:   SegStudio  ->  SemanticSegmentation
             """
             dls = self.dl_studio
+            dls.device = torch.device(dls.device)  # a script may have set it by name
             if criterion is None:
                 criterion = self.make_loss(loss_type, dice_scale, dice_form)
             loader, evaluate = self.train_dataloader, None
@@ -1288,36 +1386,36 @@ class SegStudio:
                     return self.score(net, evaluation_loader)
 
             bf16 = backstage.use_bf16(precision, dls.device)
-            criterion.to(dls.device)
-            net.to(dls.device, memory_format=backstage.MEMORY_FORMATS[channels_last])
+            net.to(memory_format=backstage.MEMORY_FORMATS[channels_last])
             # train() would also switch layers that a script has frozen in eval mode.
             if not net.training:
                 net.train()
-            optimizer = backstage.make_optimizer(optimizer, net, dls)
-            recorder = backstage.TrainingRecorder(
-                dls,
-                net,
-                criterion,
-                optimizer,
-                loader,
-                max_seconds=max_seconds,
-                log_every=log_every,
-                on_log=on_log,
-                evaluate_every=evaluate_every,
-                evaluate=evaluate,
-                order=self.order if loader.generator is self.order else None,
-            )
-            scheduler = backstage.make_scheduler(scheduler, optimizer, recorder)
-            spec = self.data_spec() | {"logits": backstage.expects_logits(criterion)}
-            facts = backstage.training_facts(
-                dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
-            )
-            recorder.begin(scheduler, facts, resume)
-            net.output_spec = spec
-            self.training_loop(
-                net, loader, criterion, optimizer, recorder, scheduler=scheduler,
-                augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
-            )  # fmt: skip
+            with backstage.on_device(dls.device, net, criterion):
+                optimizer = backstage.make_optimizer(optimizer, net, dls)
+                recorder = backstage.TrainingRecorder(
+                    dls,
+                    net,
+                    criterion,
+                    optimizer,
+                    loader,
+                    max_seconds=max_seconds,
+                    log_every=log_every,
+                    on_log=on_log,
+                    evaluate_every=evaluate_every,
+                    evaluate=evaluate,
+                    order=self.order if loader.generator is self.order else None,
+                )
+                scheduler = backstage.make_scheduler(scheduler, optimizer, recorder)
+                spec = self.data_spec() | {"logits": backstage.expects_logits(criterion)}
+                facts = backstage.training_facts(
+                    dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
+                )
+                recorder.begin(scheduler, facts, resume)
+                net.output_spec = spec
+                self.training_loop(
+                    net, loader, criterion, optimizer, recorder, scheduler=scheduler,
+                    augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
+                )  # fmt: skip
             self.save_model(net)
             recorder.end(facts)
             self.save_loss_figure(recorder.history)
@@ -1368,18 +1466,18 @@ class SegStudio:
             In train mode BatchNorm would use the statistics of the batch, so an output would depend
             on the other images, and it would change the running averages.
             """
-            net.to(self.dl_studio.device)
-            with backstage.eval_mode(net), torch.no_grad():
-                return net(images.to(self.dl_studio.device)).float()
+            device = self.dl_studio.device
+            with backstage.on_device(device, net), backstage.eval_mode(net), torch.no_grad():
+                return net(images.to(device)).float()
 
         def data_spec(self) -> dict:
             """How to read an output, as far as the data tells: class names and mask values."""
             loader = backstage.loader_at_hand(self)
-            dataset = None if loader is None else backstage.innermost(loader.dataset)
-            names = getattr(dataset, "class_names", self.dl_studio.class_labels)
+            labels = self.dl_studio.class_labels
+            values = backstage.find_mask_values(loader, len(labels))
             return {
-                "class_names": list(names),
-                "mask_values": backstage.find_mask_values(loader, len(names)),
+                "class_names": backstage.find_class_names(loader, len(values), labels),
+                "mask_values": values,
                 "logits": False,
                 "image_size": list(self.dl_studio.image_size),
             }
@@ -1424,21 +1522,22 @@ class SegStudio:
             dataloader = self.test_dataloader if dataloader is None else dataloader
             spec = self.output_spec_of(net)
             class_names = spec["class_names"]
-            if len(spec["mask_values"]) == 1:  # one channel: the data has the classes
+            if len(spec["mask_values"]) == 1 and backstage.has_categories(dataloader):
                 class_names = getattr(
                     backstage.innermost(dataloader.dataset), "class_names", class_names
                 )
             scores = self.SegmentationScores(class_names)
-            with backstage.random_numbers_kept():
-                for number, batch in enumerate(
-                    tqdm(dataloader, desc="scoring", disable=None, leave=False)
-                ):
+            device = self.dl_studio.device
+            with backstage.random_numbers_kept(), backstage.on_device(device, net):
+                for number, batch in enumerate(backstage.progress_bar(dataloader, "scoring")):
                     output = self.infer(net, batch["image"])  # (N, C, H, W)
                     pred = self.binarize(net, output, spec)
                     mask = batch["mask_tensor"].to(pred.device) > 0
                     ious = scores.update(pred, mask, batch.get("category"))
                     if on_batch is not None:
                         on_batch(number, batch, output.cpu(), pred.cpu(), ious)
+            if scores.images == 0:
+                raise ValueError("there are no images to score: the loader has no batch")
             return scores
 
         def score_baselines(self) -> dict:
@@ -1449,7 +1548,7 @@ class SegStudio:
             """
             total, count = 0.0, 0
             with backstage.random_numbers_kept():
-                for batch in self.train_dataloader:
+                for batch in backstage.progress_bar(self.train_dataloader, "mean training mask"):
                     total = total + (batch["mask_tensor"] > 0).double().sum(dim=0)  # (C, H, W)
                     count += len(batch["mask_tensor"])
             share = total / count
@@ -1467,8 +1566,11 @@ class SegStudio:
         ):
             """Load the saved weights, score every test image, and draw predictions.
 
-            Prints the score table. Writes metrics.json, a picture of every `show_every`-th test
-            batch as in DLStudio, and a picture of the four images with the lowest mean IoU.
+            Prints the score table. Writes metrics.json and, for every `show_every`-th test batch,
+            predictions-NNN.png, which shows truth beside prediction by the rule of the scores, and
+            test-batch-NNN.png, which shows the output through DLStudio's windows (only for masks
+            with DLStudio's values and boxes). worst.png shows the four images with the lowest mean
+            IoU, confusion.png which class is taken for which.
 
             Args:
                 before: SegmentationScores on the same images to print beside these, for example
@@ -1481,33 +1583,43 @@ class SegStudio:
             """
             dls = self.dl_studio
             self.load_model(net)
-            worst = []  # (mean IoU, number of the image, its item, its pred)
+            worst = []  # (mean IoU, -wrong pixels, number of the image, its item, its pred)
             seen = 0
 
             def draw(number, batch, output, pred, ious):
                 nonlocal seen
                 if number % show_every == 0:
                     dls.log(f"Showing output for test batch {number + 1}")
-                    self.save_test_figure(net, batch, output, number + 1)
+                    if backstage.fits_dlstudios_windows(self.output_spec_of(net), batch):
+                        self.save_test_figure(net, batch, output, number + 1)
+                    self.save_prediction_figure(batch, pred, number + 1, first=seen)
+                wrong = (pred != (batch["mask_tensor"] > 0)).sum(dim=(1, 2, 3))  # (N,)
                 for row, iou in enumerate(ious.tolist()):
                     if not math.isnan(iou):
                         item = {key: value[row] for key, value in batch.items()}
-                        worst.append((iou, seen + row, item, pred[row]))
+                        worst.append((iou, -wrong[row].item(), seen + row, item, pred[row]))
                 seen += len(ious)
-                worst.sort(key=lambda entry: entry[:2])
+                worst.sort(key=lambda entry: entry[:3])
                 del worst[4:]
 
             scores = self.score(net, on_batch=draw)
             dls.log(f"\nScores on {scores.images} test images:\n{scores.table(before)}")
+            dls.log(scores.explanation())
             metrics = scores.compute()
             if before is not None:
                 metrics["before"] = before.compute()
+            if baselines:
+                dls.log(
+                    "\nBaselines ignore the image: a network that scores no higher has learned "
+                    "nothing useful."
+                )
             for name, baseline in (baselines or {}).items():
-                dls.log(f"\nFor comparison, {name}:\n{baseline}")
+                dls.log(f"\nBaseline, {name}:\n{baseline}")
                 metrics.setdefault("baselines", {})[name] = baseline.compute()
             dls.write_json("metrics.json", metrics)
+            self.save_confusion_figure(scores)
             if worst:
-                self.save_worst_figure(worst)
+                self.save_worst_figure([(iou, *entry) for iou, _, *entry in worst])
             return scores
 
         def predict_image(self, net: nn.Module, image: Image.Image) -> torch.Tensor:
@@ -1533,7 +1645,7 @@ class SegStudio:
             path = Path(path).expanduser()
             if not path.exists():
                 raise FileNotFoundError(f"no saved model at {path.absolute()}: train first")
-            state = backstage.read_state_dict(path, net, self.dl_studio.device)
+            state = backstage.read_state_dict(path, net)
             net.load_state_dict(state)
             metadata = getattr(state, "_metadata", {}).get("", {})
             if "output_spec" in metadata:
@@ -1603,53 +1715,49 @@ class SegStudio:
             self, net: nn.Module, batch: Mapping, output: torch.Tensor, number: int
         ) -> Path:
             """Draw one test batch as DLStudio does, with the rows labelled."""
-            name = f"test-batch-{number:03d}.png"
-            spec = self.output_spec_of(net)
-            class_names = spec["class_names"]
+            class_names = self.output_spec_of(net)["class_names"]
             batch = {key: value[:8] for key, value in batch.items()}  # more are too small to see
-            output = output[:8]
-            if output.shape[1] != len(class_names) or "bbox_tensor" not in batch:
-                return self.save_panel_figure(batch, self.binarize(net, output), name)
-            grid = self.make_test_grid(
-                batch["image"], batch["bbox_tensor"], self.to_mask_values(net, output)
-            )
-            height = batch["image"].shape[2] + 2
+            # Beyond 0..255 an output would darken the whole picture; the windows stay the same.
+            output = self.to_mask_values(net, output[:8]).nan_to_num(0).clamp(0, 255)
+            images = backstage.as_bytes(batch["image"])
+            grid = self.make_test_grid(images, batch["bbox_tensor"], output)
+            height = grid.shape[1] - 2
             rows = ["largest output", "input, true boxes", *(f"{k} channel" for k in class_names)]
+            aspect = images.shape[2] / images.shape[3]
             figure = self.dl_studio.new_figure(
-                figsize=(2 + 1.1 * len(output), 1.1 * len(rows) + 0.8), dpi=100
+                figsize=(2 + 1.1 * len(output), 1.1 * aspect * len(rows) + 0.8), dpi=100
             )
             axes = figure.add_subplot()
             axes.imshow(grid.permute(1, 2, 0).clamp(0, 1).numpy())
             axes.set_xticks([])
-            axes.set_yticks([height * (k + 0.5) for k in range(len(rows))], rows)
+            axes.set_yticks([height / len(rows) * (k + 0.5) for k in range(len(rows))], rows)
             axes.tick_params(length=0)
-            axes.set_title(f"Test batch {number}", loc="left")
+            kind = backstage.kind_of_images(self)
+            axes.set_title(f"Batch {number} of the {kind}:\nDLStudio's view", loc="left")
             axes.set_xlabel(
                 "A channel is white where its output lies in DLStudio's\n"
-                "window around the class's mask value, dark elsewhere.",
+                "window around the class's mask value, dark elsewhere.\n"
+                f"Masks by the rule of the scores: predictions-{number:03d}.png",
                 fontsize=9,
             )
-            return self.dl_studio.save_figure(figure, name)
+            return self.dl_studio.save_figure(figure, f"test-batch-{number:03d}.png")
 
         @staticmethod
         def overlay(
             image: torch.Tensor, masks: torch.Tensor, colors: Sequence[str] | None = None
         ) -> torch.Tensor:
-            """The image in grey, with each mask as a tint and an outline in the class's colour.
+            """The masks in the classes' colours over a dark, grey copy of the image.
+
+            A pixel that is in several masks is white.
 
             Shape: image (3, H, W) 0..255, masks (C, H, W) bool -> (3, H, W) uint8.
             """
-            palette = SegStudio.PALETTE
-            colors = colors or [palette[k % len(palette)] for k in range(len(masks))]
-            grey = image.clamp(0, 255).mean(dim=0, keepdim=True).expand(3, -1, -1)
-            picture = grey.byte()
-            for mask, color in zip(masks, colors, strict=True):  # at once, overlaps would be black
-                picture = torchvision.utils.draw_segmentation_masks(
-                    picture, mask, alpha=0.5, colors=[color]
-                )
-            for mask, color in zip(masks.numpy(), colors, strict=True):
-                edge = skimage.segmentation.find_boundaries(mask, mode="inner")
-                picture[:, torch.from_numpy(edge)] = backstage.rgb(color)[:, None]
+            colors = colors or backstage.class_colors(len(masks))
+            grey = backstage.as_bytes(image).float().mean(dim=0, keepdim=True)
+            picture = torchvision.utils.draw_segmentation_masks(
+                (0.3 * grey).byte().expand(3, -1, -1), masks, alpha=0.85, colors=colors
+            )
+            picture[:, masks.sum(dim=0) > 1] = 255
             return picture
 
         def save_panel_figure(
@@ -1662,59 +1770,79 @@ class SegStudio:
             titles: Sequence[str] | None = None,
             heading: str | None = None,
         ) -> Path:
-            """One row per image: image, true masks, predicted masks, with classes in colours."""
+            """One column per image: the image, its true masks, its predicted masks and their IoU.
+
+            Args:
+                batch: images, masks and, for the title of a column, categories.
+                preds: (N, C, H, W) of True and False.
+                name: of the file in the run's folder.
+                titles: one for each column.
+                heading: of the whole figure.
+            """
             class_names = class_names or self.data_spec()["class_names"]
             truths = batch["mask_tensor"] > 0
+            ious = self.SegmentationScores(range(preds.shape[1])).update(preds, truths)
+            images = backstage.as_bytes(batch["image"])
             count = len(preds)
-            figure = self.dl_studio.new_figure(
-                figsize=(6.6, 2.1 * count + 0.9), dpi=120, layout="constrained"
-            )
-            grid = figure.subplots(count, 3, squeeze=False)
-            for row in range(count):
-                image = batch["image"][row]
-                pictures = {
-                    "image": image.byte(),
-                    "truth": self.overlay(image, truths[row]),
-                    "prediction": self.overlay(image, preds[row]),
-                }
-                for axes, (title, picture) in zip(grid[row], pictures.items(), strict=True):
-                    axes.imshow(picture.permute(1, 2, 0).numpy())
-                    axes.set_xticks([])
-                    axes.set_yticks([])
-                    if row == 0:
-                        axes.set_title(title)
-                if titles is not None:
-                    grid[row][0].set_ylabel(titles[row])
-                elif "category" in batch:
-                    grid[row][0].set_ylabel(class_names[int(batch["category"][row])])
-            if preds.shape[1] == len(class_names):
-                palette = SegStudio.PALETTE
-                patches = [
-                    Patch(color=palette[k % len(palette)], label=label)
-                    for k, label in enumerate(class_names)
-                ]
-                figure.legend(handles=patches, loc="outside lower center", ncols=len(class_names))
-            if heading:
-                figure.suptitle(heading)
+            titles = list(titles or [""] * count)
+            if "category" in batch:
+                names = [class_names[k] for k in batch["category"].tolist()]
+                titles = [f"{t}\n{n}".strip() for t, n in zip(titles, names, strict=True)]
+            results = [
+                backstage.describe_prediction(iou, pred)
+                for iou, pred in zip(ious.tolist(), preds, strict=True)
+            ]
+            rows = {
+                "image": (images, titles),
+                "truth": (map(self.overlay, images, truths), [""] * count),
+                "prediction": (map(self.overlay, images, preds), results),
+            }
+            figure, grid = backstage.picture_grid(self.dl_studio, len(rows), images)
+            for panels, (label, (pictures, texts)) in zip(grid, rows.items(), strict=True):
+                panels[0].set_ylabel(label, fontsize=13)
+                for axes, picture, text in zip(panels, pictures, texts, strict=True):
+                    axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+                    axes.set_title(text, fontsize=11)
+            backstage.add_class_legend(figure, class_names, truths | preds, truths, preds)
+            figure.suptitle(heading, fontsize=13)
             return self.dl_studio.save_figure(figure, name)
 
-        def save_worst_figure(self, worst: list) -> Path:
-            """The test images with the lowest mean IoU, with their true and predicted masks."""
-            ious, image_numbers, items, preds = zip(*worst, strict=True)
-            batch = {
-                key: torch.stack([item[key] for item in items]) for key in ("image", "mask_tensor")
-            }
-            titles = [
-                f"image {number}\nIoU {iou:.2f}"
-                for number, iou in zip(image_numbers, ious, strict=True)
-            ]
+        def save_prediction_figure(
+            self, batch: Mapping, preds: torch.Tensor, number: int, first: int
+        ) -> Path:
+            """predictions-NNN.png: truth and prediction of a test batch that begins at `first`."""
+            batch = {key: value[:8] for key, value in batch.items()}  # more are too small to see
+            preds = preds[:8]
             return self.save_panel_figure(
                 batch,
+                preds,
+                f"predictions-{number:03d}.png",
+                titles=[f"image {first + k}" for k in range(len(preds))],
+                heading=f"Batch {number} of the {backstage.kind_of_images(self)}:\n"
+                "truth and prediction as the scores count them",
+            )
+
+        def save_worst_figure(self, worst: list) -> Path:
+            """worst.png: the test images with the lowest mean IoU, truth and prediction.
+
+            worst: [(mean IoU, number of the image, its item, its pred), ...].
+            """
+            _, image_numbers, items, preds = zip(*worst, strict=True)
+            keys = [key for key in ("image", "mask_tensor", "category") if key in items[0]]
+            return self.save_panel_figure(
+                {key: torch.stack([torch.as_tensor(item[key]) for item in items]) for key in keys},
                 torch.stack(preds),
                 "worst.png",
-                titles=titles,
-                heading="The test images with the lowest IoU",
+                titles=[f"image {number}" for number in image_numbers],
+                heading=f"The {backstage.kind_of_images(self)} with the lowest IoU\n"
+                "and, among equals, the most wrong pixels",
             )
+
+        def save_confusion_figure(self, scores: "SegmentationScores") -> Path:
+            """confusion.png: which class is taken for which, in percent of the true class."""
+            kind = backstage.kind_of_images(self)
+            figure = backstage.draw_confusion(self.dl_studio, scores, kind)
+            return self.dl_studio.save_figure(figure, "confusion.png")
 
         def save_loss_figure(self, history: backstage.TrainingHistory) -> Path:
             """The training loss, and each of its terms, over the iterations."""
@@ -1729,7 +1857,9 @@ class SegStudio:
                 axes.plot(*points, color=color, linestyle="--", marker=".", label=f"{term} term")
             axes.set_xlabel("iteration")
             axes.set_ylabel(f"{history.loss_name} loss, mean of each interval")
-            axes.set_title(f"Training loss: {history.loss_name}")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            kind = backstage.kind_of_images(self, "images")
+            axes.set_title(f"Training loss: {history.loss_name}, {kind}")
             axes.grid(alpha=0.3)
             figure.legend(loc="outside lower center", ncols=3)  # inside, it hides a curve
             return self.dl_studio.save_figure(figure, "loss.png")
@@ -1737,35 +1867,47 @@ class SegStudio:
         @staticmethod
         def probe_output_coverage(
             net: nn.Module, image_size: Sequence[int], *, in_channels: int = 3, probes: int = 8
-        ) -> tuple:
-            """Find the output pixels that depend on the input.
+        ) -> backstage.Coverage:
+            """Find the output pixels that depend on the image.
 
             Feeds random images to any segmentation network in eval mode and marks the output
-            pixels that change. A pixel that never changes is a constant of the network: no loss and
-            no training can correct it. In DLStudio's mUnet these are three pixels in four.
+            pixels that change. A pixel may also stay the same because of the weights: a head of
+            zeros, an activation that is dead. So all is done again with random weights and without
+            activations. A pixel that does not change then either has no path from the image: no
+            loss and no training can correct it. In DLStudio's mUnet these are three pixels in four.
 
-            Shape: image_size (H, W); the map is (H', W') of the network's output.
-            Returns: a named tuple: fraction (float), map (bool tensor), picture (uint8 tensor
-            (3, 8H', 8W'): pixels that change in blue, constant ones in orange).
+            Averages of the whole image (global pooling, GroupNorm) are held fixed meanwhile. They
+            change with the image, but do not tell a pixel what is at its place. What mixes
+            pixels by a matrix product, such as attention, counts as a path.
+
+            Shape: image_size (H, W); the maps are (H', W') of the network's output.
+            Returns: a named tuple:
+                fraction  float, the share of output pixels with a path from the image
+                map       bool tensor: these pixels
+                picture   uint8 tensor (3, 8H', 8W'): pixels that change in blue, pixels that do
+                          not change with these weights in grey, pixels without a path in orange
+                now       bool tensor: the pixels that change with these weights
+            and .summary, the result in words.
+            Errors: ValueError if the network has weights or outputs that are not finite, gives
+            two outputs for one image (active dropout), or returns no floating-point (N, C, H, W),
+            alone or in a tuple or dict.
             """
-            device = next((p.device for p in net.parameters()), torch.device("cpu"))
+            weight = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
             generator = torch.Generator().manual_seed(0)
-            outputs = []
-            with backstage.eval_mode(net), torch.no_grad():
-                for _ in range(probes):
-                    image = torch.rand(1, in_channels, *image_size, generator=generator) * 255
-                    output = net(image.to(device))
-                    output = output["out"] if isinstance(output, Mapping) else output
-                    outputs.append(output[0].cpu())
-            outputs = torch.stack(outputs)  # (probes, C, H', W')
-            reached = (outputs != outputs[0]).any(dim=0).any(dim=0)  # (H', W')
-            colors = torch.stack(
-                [backstage.rgb(SegStudio.PALETTE[1]), backstage.rgb(SegStudio.PALETTE[0])]
-            )
-            picture = colors[reached.long()].permute(2, 0, 1)  # (3, H', W')
+            images = [
+                255 * torch.rand(1, in_channels, *image_size, generator=generator).to(weight)
+                for _ in range(probes)
+            ]
+            with backstage.eval_mode(net), backstage.random_numbers_kept(), torch.no_grad():
+                backstage.refuse_unsteady_network(net, images[0])
+                now = backstage.changing_pixels(net, images)  # (H', W')
+                with backstage.random_weights(net):
+                    layers = backstage.changing_pixels(net, images, without_activations=True)
+            reached = now | layers
+            colors = torch.stack([backstage.rgb(SegStudio.PALETTE[k]) for k in (1, 7, 0)])
+            picture = colors[reached.long() + now.long()].permute(2, 0, 1)  # (3, H', W')
             picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
-            coverage = namedtuple("Coverage", "fraction map picture")
-            return coverage(reached.float().mean().item(), reached, picture)
+            return backstage.Coverage(reached.float().mean().item(), reached, picture, now)
 
         # ==== for the examples: load data by numbers of images ===================================
 

@@ -6,6 +6,7 @@ functions as backstage.NAME; `python -m SegStudio show NAME` copies those that a
 """
 
 import argparse
+import colorsys
 import contextlib
 import csv
 import difflib
@@ -14,11 +15,13 @@ import functools
 import glob
 import gzip
 import hashlib
+import importlib
 import inspect
 import io
 import itertools
 import json
 import numbers
+import operator
 import os
 import pickle
 import platform
@@ -28,23 +31,56 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import matplotlib.colors
 import numpy as np
 import platformdirs
 import skimage.draw
 import torch
 import torchvision
+from matplotlib.patches import Patch
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 __version__ = "2.0.0"
 
 STARTED = time.perf_counter()  # the time limit of --quick counts from here
+
+
+# ---- DLStudio's star import ---------------------------------------------------------------------
+
+# DLStudio.py's star import also gave scripts these modules. They are imported when asked for.
+DLSTUDIO_MODULES = {
+    "F": "torch.nn.functional",
+    "Image": "PIL.Image",
+    "ImageFilter": "PIL.ImageFilter",
+    "nn": "torch.nn",
+    "np": "numpy",
+    "optim": "torch.optim",
+    "plt": "matplotlib.pyplot",
+    "tvt": "torchvision.transforms",
+    **{
+        name: name
+        for name in (
+            "copy", "glob", "gzip", "logging", "math", "numbers", "os", "pickle", "random", "re",
+            "sys", "time", "torch", "torchvision",
+        )
+    },
+}  # fmt: skip
+
+
+def dlstudio_module(name):
+    """The module that DLStudio.py had under this name; the `__getattr__` of SegStudio.py."""
+    if name not in DLSTUDIO_MODULES:
+        raise AttributeError(f"the module SegStudio has no {name}")
+    return importlib.import_module(DLSTUDIO_MODULES[name])
 
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -123,23 +159,84 @@ def prepare_results_dir(dls):
         )
 
 
+WAITS = (0.1, 0.3, 0.6)  # seconds before a file that is held open is tried again
+HELD = {}  # files that another program held open the last time: path -> text not yet written
+
+
+def change_file(path, action):
+    """action(), which changes the file at `path`; tried again if another program has it open.
+
+    Windows does not replace or delete a file that a spreadsheet, a virus scanner or a memory map
+    has open: PermissionError. Often that lasts for less than a second.
+    """
+    for wait in () if path in HELD else WAITS:
+        try:
+            return action()
+        except PermissionError:
+            time.sleep(wait)
+    return action()
+
+
+def try_to_change(path, action, unwritten="") -> bool:
+    """action(), which changes the file at `path`; if that is held, warn once and return False."""
+    try:
+        action()
+    except PermissionError:
+        if path not in HELD:
+            tqdm.write(
+                f"warning: {path.absolute()} cannot be changed, perhaps because another program "
+                f"has it open: close it there. The run goes on and tries again."
+            )
+        HELD[path] = unwritten
+        return False
+    HELD.pop(path, None)
+    return True
+
+
+def append_text(path, text):
+    """Append to a text file. What cannot be written, as another program has it open, waits."""
+    text = HELD.get(path, "") + text
+
+    def append():
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+
+    try_to_change(path, lambda: change_file(path, append), unwritten=text)
+
+
 def write_atomically(path, write: Callable) -> Path:
     """Call write(temporary path), then rename that file to `path`: complete, or not at all.
 
     A full disk or an interruption leaves the old file as it was.
     """
     path = Path(path)
+    delete_old_parts(path.parent, path.name)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         write(part)
-        part.replace(path)
+        change_file(path, lambda: part.replace(path))
+    except PermissionError as error:
+        raise PermissionError(
+            f"{path.absolute()} could not be written: another program has it open, or the folder "
+            f"is read-only ({error.strerror})"
+        ) from error
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         raise OSError(
             f"{path.absolute()} could not be written ({why_not_written(error, path.parent)})"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
     return path
+
+
+def delete_old_parts(folder, name):
+    """Delete what killed processes left of files whose names begin with `name`."""
+    for part in folder.glob(f"{glob.escape(name)}*.part"):
+        with contextlib.suppress(OSError):
+            # A part that nobody has written to for so long belongs to no living process.
+            if time.time() - part.stat().st_mtime > 600:
+                part.unlink()
 
 
 def why_not_written(error, folder):
@@ -183,9 +280,56 @@ def eval_mode(net):
             module.training = training
 
 
-def rgb(color):
-    """A colour "#rrggbb" as a tensor of three bytes."""
-    return torch.tensor(list(bytes.fromhex(color[1:])), dtype=torch.uint8)
+@contextlib.contextmanager
+def on_device(device, *modules):
+    """Inside, the modules are on `device`; afterwards each is again where it came from.
+
+    So a script's own loop on the CPU works after a training or a test on the GPU.
+    """
+    modules = [module for module in modules if isinstance(module, nn.Module)]  # no functions
+    places = [(module, device_of(module)) for module in modules]
+    try:
+        for module in modules:
+            module.to(device)
+        yield
+    finally:
+        for module, place in places:
+            if place is not None:
+                module.to(place)
+
+
+def device_of(module):
+    """The device of a module's weights; None if it has none."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in tensors), None)
+
+
+def show_inline(path):
+    """In a notebook, show a picture under the cell. IPython is asked, never imported."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if hasattr(shell, "kernel"):  # IPython in a terminal has none
+        display = sys.modules["IPython.display"]
+        display.display(display.Image(filename=path))
+
+
+class BarLines:
+    """Stands in for stderr where that is no terminal: each state of a bar is a line of its own."""
+
+    def write(self, text):
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
+
+    def flush(self):
+        sys.stderr.flush()
+
+
+def progress_bar(items=None, desc=None, **options):
+    """tqdm's bar; in a file, a pipe or a notebook, a line every five seconds instead."""
+    if sys.stderr.isatty():
+        return tqdm(items, desc, leave=False, dynamic_ncols=True, **options)
+    times = {"mininterval": 5, "maxinterval": 5, "delay": 4}
+    return tqdm(items, desc, leave=False, ncols=90, file=BarLines(), **times, **options)
 
 
 # ---- the cache of a dataset ---------------------------------------------------------------------
@@ -229,17 +373,6 @@ class ImageCache:
         ])  # fmt: skip
 
 
-class MemoryCache(ImageCache):
-    """An ImageCache without a file, for items that a script assigns itself."""
-
-    def __init__(self, records):
-        self.records = records
-        self.take(records)
-
-    def __reduce__(self):
-        return type(self), (self.records,)
-
-
 def open_cache(source, content, num_images, read_records):
     """The ImageCache of the data at the path `source`, beside it or in the user's cache folder.
 
@@ -249,9 +382,14 @@ def open_cache(source, content, num_images, read_records):
     """
     folder = source.parent
     name = f"{source.name}.v3-{short_hash(content)}.cache.npy"
-    # Data with the same name in two folders gets two caches.
-    user_folder = Path(platformdirs.user_cache_dir("segstudio"))
-    places = [folder / name, user_folder / short_hash(bytes(folder.resolve())) / name]
+    places = [folder / name]
+    with contextlib.suppress(RuntimeError):  # the user has no home folder
+        user_folder = Path(platformdirs.user_cache_dir("segstudio"))
+        if user_folder.is_absolute():  # older platformdirs: "~/.cache" without a home folder
+            # Data with the same name in two folders gets two caches.
+            places.append(user_folder / short_hash(bytes(folder.resolve())) / name)
+    for path in places:
+        delete_old_parts(path.parent, source.name)
     for path in places:
         with contextlib.suppress(OSError, ValueError, EOFError):
             return ImageCache(path, num_images)
@@ -262,6 +400,9 @@ def open_cache(source, content, num_images, read_records):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, functools.partial(write_records, number, record_type, records))
         except OSError as error:
+            # Another process may have made and mapped the same file meanwhile.
+            with contextlib.suppress(OSError, ValueError, EOFError):
+                return ImageCache(path, num_images)
             problem = error
             continue
         for old in path.parent.glob(f"{glob.escape(source.name)}.v*.cache.npy"):
@@ -285,7 +426,7 @@ def write_records(number, record_type, records, path):
     header = {"descr": record_type.descr, "fortran_order": False, "shape": (number,)}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for record in records:
+        for record in progress_bar(records, "writing the cache", total=number, unit="image"):
             file.write(record.tobytes())
         file.flush()
         os.fsync(file.fileno())
@@ -483,16 +624,59 @@ class ArchiveItems(Mapping):
         return iter(range(len(self)))
 
     def __getitem__(self, index):
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise KeyError(index)
         red, green, blue = self.cache.images[index].reshape(3, -1).tolist()
         boxes = self.cache.boxes[index]  # (5, 5, 4)
         box_map = {k: boxes[boxes[:, k].any(axis=1), k].tolist() for k in range(5)}
-        return [red, green, blue, self.cache.masks[index].copy(), box_map]
+        return ArchiveItem([red, green, blue, self.cache.masks[index].copy(), box_map])
+
+    def __setitem__(self, index, value):
+        raise TypeError(
+            "the items of an archive are read from its cache, so this change would be lost: change "
+            "copies, and assign them all (dataset.dataset = {0: list(item), ...})"
+        )
 
 
-def pack_items(items):
-    """A cache in memory of items in the archive's form: a dict {index: item}, or a list."""
-    items = [items[index] for index in range(len(items))]
-    return MemoryCache(np.stack([pack_item(item) for item in items]))
+class ArchiveItem(list):
+    """A copy of an item: as a list, but its parts cannot be replaced."""
+
+    __setitem__ = ArchiveItems.__setitem__
+
+
+class AssignedItems:
+    """In place of an ImageCache: items in the archive's form that a script assigned.
+
+    An item is packed when it is read. So it may be changed at any time, as in DLStudio; and a
+    subclass may assign items of another form, if it has a __getitem__ of its own.
+    """
+
+    def __init__(self, items):
+        self.items = items
+        self.images = PackedPart(items, "image")
+        self.masks = PackedPart(items, "mask")
+        self.boxes = PackedPart(items, "box")
+
+    def __len__(self):
+        return len(self.items)
+
+
+class PackedPart:
+    """One field of the records of assigned items."""
+
+    def __init__(self, items, field):
+        self.items, self.field = items, field
+
+    def __getitem__(self, index):
+        try:
+            item = self.items[index]
+        except KeyError:
+            raise IndexError(index) from None  # it ends a loop over the dataset
+        try:
+            return pack_item(item)[self.field]
+        except ValueError as error:
+            raise ValueError(f"item {index} of the assigned dataset: {error}") from error
 
 
 # ---- drawing shapes -----------------------------------------------------------------------------
@@ -571,7 +755,7 @@ def generate_archive(path, num_images, seed=0):
 def draw_archive(path, num_images, seed):
     """Draw the images and write them to the archive `path`, complete or not at all."""
     items = {}
-    for index in tqdm(range(num_images), desc=path.name, unit="image", disable=None):
+    for index in progress_bar(range(num_images), f"drawing {path.name}", unit="image"):
         image, mask, box_map = draw_shapes(seed, index)
         items[index] = [*image.reshape(3, -1), mask, box_map]
 
@@ -678,18 +862,25 @@ def read_manifest(folder, split, image_size):
     try:
         manifest = json.loads(file.read_bytes())
         options = manifest["options"]
-        side = options["image_size"]
-        if manifest["format"] != PREPARED or not manifest["samples"] or not options["classes"]:
+        side, classes, samples = options["image_size"], options["classes"], manifest["samples"]
+        if manifest["format"] != PREPARED or not samples or not classes:
             raise ValueError
+        types = type(side), type(classes), type(manifest.get("description", ""))
+        if types != (int, list, str):
+            raise ValueError
+        for sample in samples:
+            classes.index(sample["category"])  # ValueError if it is not in the list
+            for kind in ("image", "mask"):
+                Path(sample[kind]), sample[f"{kind}_sha256"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"{file} is not a manifest of prepared COCO images; prepare again."
         ) from None
     if split not in ("train", "test"):
         raise ValueError(f"train_or_test is {split!r}, not 'train' or 'test'.")
-    if options["split"] != split:
+    if options.get("split") != split:
         raise ValueError(
-            f"{folder} holds the {options['split']} images, not {split}; give the folder prepared "
+            f"{folder} holds the {options.get('split')} images, not {split}; give the folder made "
             f"with that --split."
         )
     if list(image_size) != [side, side]:
@@ -777,21 +968,50 @@ def find_mask_values(loader, classes):
     The dataset's own `mask_values` only count for planes that are empty there: a student's
     subclass may return other masks than its parent.
     """
+    dlstudios = [50 * (k + 1) for k in range(classes)]
     if loader is None:
-        return [50 * (k + 1) for k in range(classes)]  # DLStudio's
+        return dlstudios
     declared = getattr(innermost(loader.dataset), "mask_values", None)
-    reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
+    reader = loader  # its dataset makes the batches
+    if loader.batch_sampler is not None:
+        reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
     found = None
     with random_numbers_kept():
-        for batch in itertools.islice(reader, 50):
+        first = itertools.islice(reader, 50)
+        for batch in progress_bar(first, "looking for the mask values", unit="batch"):
             largest = batch["mask_tensor"].amax(dim=(0, 2, 3))  # (C,)
             found = largest if found is None else torch.maximum(found, largest)
             if (found > 0).all():
                 break
+    if found is None:  # there are no images
+        return list(declared or dlstudios)
     found = found.tolist()
     if declared is None or len(declared) != len(found):
         declared = [max(found) or 1] * len(found)
     return [value or other for value, other in zip(found, declared, strict=True)]
+
+
+def find_class_names(loader, planes, class_labels):
+    """The names of the classes: the dataset's or, if they do not fit the masks, the settings'.
+
+    With one mask plane and items that have a category, the names are those of the categories.
+    """
+    if loader is None:
+        return list(class_labels)
+    declared = getattr(innermost(loader.dataset), "class_names", class_labels)
+    for names in (declared, class_labels):
+        if len(names) == planes:
+            return list(names)
+    if planes == 1 and has_categories(loader):
+        return list(declared)
+    return ["object"] if planes == 1 else [f"class {k + 1}" for k in range(planes)]
+
+
+def has_categories(loader):
+    """Whether the items have a category: the class of an image with one mask plane."""
+    reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
+    with random_numbers_kept():
+        return "category" in next(iter(reader))
 
 
 def expects_logits(criterion):
@@ -811,10 +1031,10 @@ def random_numbers_kept():
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def read_state_dict(path, net, device):
+def read_state_dict(path, net):
     """The state dict in a file; ValueError if it is not one of this network."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         mine = {name: tuple(value.shape) for name, value in net.state_dict().items()}
         saved = {name: tuple(value.shape) for name, value in state.items()}
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
@@ -843,6 +1063,143 @@ def read_network_settings(run):
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{run / 'settings.json'} is damaged: {error!r}") from None
+
+
+# ---- figures ------------------------------------------------------------------------------------
+
+# Okabe and Ito's palette: eight colours that colour-blind readers can tell apart.
+PALETTE = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999",
+)  # fmt: skip
+
+
+def class_colors(number):
+    """A colour "#rrggbb" for each class: the palette, and further hues from the ninth class on."""
+    further = [
+        colorsys.hsv_to_rgb((0.5 + 0.29 * k) % 1, (1, 0.5, 0.75)[k % 3], (0.6, 1, 0.85)[k % 3])
+        for k in range(number - len(PALETTE))
+    ]
+    return [*PALETTE[:number], *map(matplotlib.colors.to_hex, further)]
+
+
+def rgb(color):
+    """A colour "#rrggbb" as a tensor of three bytes."""
+    return torch.tensor(list(bytes.fromhex(color[1:])), dtype=torch.uint8)
+
+
+def as_bytes(images):
+    """Images (..., channels, H, W) as colours (..., 3, H, W) of 0..255, to look at.
+
+    The package's images are 0..255. A float batch without any value above 2 would be black: it
+    counts as 0..1. Values below 0 and none above 128 are normalized images: they are stretched.
+    """
+    if images.is_floating_point():
+        low, high = images.min(), images.max()
+        if low < 0 and high < 128:
+            images = (images - low) / (high - low).clamp(min=1e-6) * 255
+        elif high <= 2:
+            images = images * 255
+    images = images.clamp(0, 255).byte()
+    if images.shape[-3] < 3:
+        return images[..., :1, :, :].expand(*images.shape[:-3], 3, -1, -1)
+    return images[..., :3, :, :]
+
+
+def kind_of_images(segmenter, images="test images"):
+    """`images`, with the word "generated" or "synthetic" before it if SegStudio drew them."""
+    loader = segmenter.test_dataloader or loader_at_hand(segmenter)
+    dataset = None if loader is None else innermost(loader.dataset)
+    if not getattr(dataset, "generated", False):
+        return images
+    return f"{'synthetic' if hasattr(dataset, 'manifest') else 'generated'} {images}"
+
+
+def fits_dlstudios_windows(spec, batch):
+    """Whether DLStudio's test picture can show this data: boxes, and mask values 50, 100, ..."""
+    return "bbox_tensor" in batch and spec["mask_values"] == [50, 100, 150, 200, 250]
+
+
+def describe_prediction(iou, pred):
+    """The title of a predicted mask."""
+    if np.isnan(iou):
+        return "nothing there,\nnothing predicted"
+    return f"IoU {iou:.2f}" if pred.any() else f"IoU {iou:.2f}\nnothing predicted"
+
+
+def picture_grid(dls, rows, images):
+    """A figure with `rows` rows of pictures, one column for each image (N, channels, H, W)."""
+    count = len(images)
+    aspect = min(max(images.shape[2] / images.shape[3], 0.6), 2.5)
+    size = (max(1.75 * count + 0.6, 5), 1.75 * aspect * rows + 1.8)
+    figure = dls.new_figure(figsize=size, dpi=120, layout="constrained")
+    grid = figure.subplots(rows, count, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+    return figure, grid
+
+
+def add_class_legend(figure, class_names, shown, *masks):
+    """The colours of the classes; of many classes only those in the masks `shown` (N, C, H, W)."""
+    channels = shown.shape[1]
+    names = class_names if channels == len(class_names) else ["object"] * channels
+    patches = [
+        Patch(color=color, label=name)
+        for color, name, there in zip(
+            class_colors(channels), names, shown.any(dim=0).flatten(1).any(dim=1), strict=True
+        )
+        if there or channels <= 8
+    ]
+    if any((planes.sum(dim=1) > 1).any() for planes in masks):
+        patches.append(Patch(facecolor="white", edgecolor="black", label="several classes"))
+    widths = [0.09 * len(patch.get_label()) + 0.45 for patch in patches]  # inches
+    columns = len(patches)
+    if sum(widths) > figure.get_figwidth():
+        columns = max(1, int(figure.get_figwidth() / max(widths)))
+    note = "IoU of an image: the mean over its true and predicted classes"
+    figure.legend(
+        handles=patches, loc="outside lower center", ncols=columns, fontsize=11,
+        handlelength=1, columnspacing=1.2, title=note if channels > 1 else None,
+    )  # fmt: skip
+
+
+def draw_confusion(dls, scores, kind):
+    """A figure of the confusion matrix of SegmentationScores, each row in percent."""
+    rows = (scores.nothing, *scores.class_names)
+    columns = (scores.nothing, *scores.predicted_names)
+    pixels = scores.confusion[:, : len(columns)]  # (true, predicted)
+    of_all = pixels.sum(dim=1) / pixels.sum()
+    shares = (pixels / pixels.sum(dim=1, keepdim=True)).numpy()
+    cell, digits, smallest = (0.8, 1, 0.001) if len(rows) <= 11 else (0.5, 0, 0.01)
+    cell = 1.2 if len(columns) <= 3 else cell
+    longest = max(map(len, rows))
+    figure = dls.new_figure(
+        figsize=(max(cell * len(columns) + 0.1 * longest + 1.5, 5.5), cell * len(rows) + 2),
+        dpi=120, layout="constrained",
+    )  # fmt: skip
+    axes = figure.add_subplot()
+    norm = matplotlib.colors.PowerNorm(0.5, 0, 1)  # a few percent are visible, too
+    axes.imshow(np.nan_to_num(shares), cmap="Blues", norm=norm)
+    for row, column in np.ndindex(shares.shape):
+        share = shares[row, column]
+        if np.isnan(share):
+            text = "-"
+        elif share == 0:
+            text = "0"
+        elif share < smallest:
+            text = f"<{100 * smallest:g}"
+        else:
+            text = f"{100 * share:.{digits}f}"
+        color = "#AAAAAA" if text in ("-", "0") else "white" if share > 0.4 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=11)
+    labels = [f"{name} ({100 * share:.1f} %)" for name, share in zip(rows, of_all, strict=True)]
+    axes.set_yticks(range(len(rows)), labels, fontsize=11)
+    upright = len(columns) * cell < 0.11 * sum(map(len, columns))
+    axes.set_xticks(range(len(columns)), columns, fontsize=11, rotation=90 if upright else 0)
+    axes.tick_params(length=0)
+    axes.set_ylabel("true class (share of all pixels)", fontsize=11)
+    axes.set_xlabel("predicted as, percent of the true class's pixels", fontsize=11)
+    axes.set_title(f"Confusion matrix, {scores.images} {kind}", fontsize=13)
+    return figure
 
 
 # ---- the record of a training -------------------------------------------------------------------
@@ -878,10 +1235,21 @@ def evaluation_split(segmenter, evaluate_on):
     return loader, DataLoader(
         dataset,
         loader.batch_size or segmenter.dl_studio.batch_size,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
         generator=torch.Generator().manual_seed(0),  # else it would draw from the global one
+        **loading_settings(loader),
     )
+
+
+def loading_settings(loader):
+    """The settings of a loader that say how items are loaded, as keywords of DataLoader."""
+    names = (
+        "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
+        "multiprocessing_context", "persistent_workers",
+    )  # fmt: skip
+    settings = {name: getattr(loader, name) for name in names}
+    if loader.num_workers:  # without workers, DataLoader refuses it
+        settings["prefetch_factor"] = loader.prefetch_factor
+    return settings
 
 
 def hold_out(loader, share):
@@ -915,12 +1283,9 @@ def hold_out(loader, share):
         Subset(loader.dataset, kept),
         loader.batch_size,
         shuffle=shuffles,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
         drop_last=loader.drop_last,
-        worker_init_fn=loader.worker_init_fn,
         generator=loader.generator,
+        **loading_settings(loader),
     )
     return training, Subset(loader.dataset, held_out)
 
@@ -953,13 +1318,25 @@ class Optimizers:
 
 def make_optimizer(optimizer, net, dls):
     """The optimizer of a training: the one that is given, or else SGD."""
+    if not any(p.requires_grad for p in net.parameters()):
+        raise ValueError(
+            f"{type(net).__name__} has no parameter that can be trained: requires_grad is False "
+            f"for all of them"
+        )
     if optimizer is None:
-        return torch.optim.SGD(net.parameters(), lr=dls.learning_rate, momentum=dls.momentum)
-    if isinstance(optimizer, (list, tuple)):
-        return Optimizers(optimizer)
-    if isinstance(optimizer, (torch.optim.Optimizer, Optimizers)):
-        return optimizer
-    return optimizer(net.parameters())
+        optimizer = torch.optim.SGD(net.parameters(), lr=dls.learning_rate, momentum=dls.momentum)
+    elif isinstance(optimizer, (list, tuple)):
+        optimizer = Optimizers(optimizer)
+    elif not isinstance(optimizer, (torch.optim.Optimizer, Optimizers)):
+        optimizer = optimizer(net.parameters())
+    for each in getattr(optimizer, "optimizers", [optimizer]):
+        closure = inspect.signature(each.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ValueError(
+                f"{type(each).__name__} calls a closure several times in each step, which this "
+                f"loop does not offer: use another optimizer, such as torch.optim.AdamW"
+            )
+    return optimizer
 
 
 class FractionSchedule:
@@ -983,7 +1360,27 @@ class FractionSchedule:
         self.set(self.recorder.fraction_done(more=1))  # the recorder has not counted this one yet
 
 
+class PlateauSchedule:
+    """torch's ReduceLROnPlateau, told the mean training loss after each epoch."""
+
+    def __init__(self, scheduler):
+        if scheduler.mode != "min":
+            raise ValueError(
+                'ReduceLROnPlateau follows the mean loss of each epoch here: use mode="min"'
+            )
+        self.scheduler = scheduler
+        self.state_dict, self.load_state_dict = scheduler.state_dict, scheduler.load_state_dict
+
+    def step(self):
+        """Nothing happens after a single iteration."""
+
+    def after_epoch(self, mean_loss):
+        self.scheduler.step(mean_loss)
+
+
 def make_scheduler(scheduler, optimizer, recorder):
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        return PlateauSchedule(scheduler)
     if scheduler is None or hasattr(scheduler, "step"):
         return scheduler
     return FractionSchedule(scheduler, optimizer, recorder)
@@ -993,9 +1390,10 @@ class TrainingHistory:
     """The record of a training: one row for each interval, with losses, seconds and scores.
 
     A row is a dict with epoch, iteration (counted over all epochs), seconds (of training, without
-    evaluations), loss (mean over the interval) and learning_rate. A loss of several terms adds the
-    mean of each term and grad_norm_TERM, the norm of its gradient at the output in the last batch
-    of the interval. An evaluation adds its scores. losses.csv in the run's folder is this table.
+    evaluations), loss (mean over the interval) and learning_rate. A loss with a method terms() adds
+    the mean of each term and grad_norm_TERM, the norm of its gradient at the output in the last
+    batch of the interval. An evaluation adds its scores. losses.csv in the run's folder is this
+    table.
     """
 
     def __init__(self, loss_name):
@@ -1053,6 +1451,9 @@ class TrainingRecorder:
             "log_every": log_every, "max_seconds": max_seconds, "evaluate_every": evaluate_every
         }  # fmt: skip
         for name, value in options.items():
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if value is not None and name != "max_seconds" and not (whole and value > 0):
+                raise ValueError(f"{name} is a whole number above 0, not {value!r}")
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is above 0, not {value!r}")
         self.dl_studio = dl_studio
@@ -1068,12 +1469,20 @@ class TrainingRecorder:
         self.order = order  # the generator of the image order, if SegStudio made it
         self.seed = dl_studio.seed
         self.scheduler = None
-        self.history = TrainingHistory(getattr(criterion, "name", type(criterion).__name__))
+        self.history = TrainingHistory(loss_name(criterion))
         self.epochs_done = 0
         self.first = 0  # iterations done before resuming
-        self.iterations = None if max_seconds else dl_studio.epochs * len(loader)
-        self.losses = torch.zeros(log_every, device=dl_studio.device)
+        self.epoch_start = 0  # iterations done before this epoch
+        batches = number_of_batches(loader)  # None: nobody knows
+        if batches == 0:
+            self.refuse_empty_loader()
+        self.iterations = None
+        if not max_seconds and batches is not None:
+            self.iterations = dl_studio.epochs * batches
+        interval = min(log_every, batches or 1024)  # a line of the log covers one epoch at most
+        self.losses = torch.zeros(interval, device=dl_studio.device)
         self.terms = defaultdict(float)
+        self.epoch_loss = 0.0  # the sum of the losses of this epoch
         self.count = 0  # iterations since the last line of the log
         self.logged_at = 0.0  # seconds of training at that line
         self.expected_end = None  # in seconds of training, when the time left was logged
@@ -1085,30 +1494,46 @@ class TrainingRecorder:
         self.first = self.history.iterations  # not 0 after resuming
         self.logged_at = self.history.seconds
         self.clock = time.perf_counter() - self.history.seconds
-        with tqdm(
-            total=self.iterations, initial=self.first, disable=None, dynamic_ncols=True,
-            unit="iteration", leave=False,
-        ) as self.bar:  # fmt: skip
+        bar = {"total": self.iterations, "initial": self.first, "unit": "iteration"}
+        if self.max_seconds:
+            bar = {"total": round(self.max_seconds), "bar_format": "{l_bar}{bar}| {n_fmt} of "
+                   "{total_fmt} s{postfix}"}  # fmt: skip
+        with progress_bar(desc="training", **bar) as self.bar:
             while not self.finished:
                 if self.order is not None:  # an epoch has the same order, resumed or not
                     self.order.manual_seed(1_000_003 * self.seed + self.epochs_done)
+                    if getattr(self.loader, "_iterator", None) is not None:
+                        # Workers that start draw a number from it before the images do. Those
+                        # that stayed have theirs, and the order must not depend on that.
+                        torch.empty((), dtype=torch.int64).random_(generator=self.order)
+                self.epoch_start, self.epoch_loss = self.history.iterations, 0.0
                 yield self.epochs_done + 1
+                if self.history.iterations == self.epoch_start:
+                    self.refuse_empty_loader()
                 if self.count:
                     self.write_log()
+                if isinstance(self.scheduler, PlateauSchedule):
+                    number = self.history.iterations - self.epoch_start
+                    self.scheduler.after_epoch(float(self.epoch_loss) / number)
                 self.epochs_done += 1
                 with self.off_the_clock():
+                    self.refuse_weights_that_are_not_finite()
                     self.save_checkpoint()
 
     def after_step(self, loss, output, masks):
         """Record the loss of one step; log and evaluate at the set intervals."""
+        self.net.was_trained = True
+        if self.count == len(self.losses):  # the length of the epoch was not known
+            self.losses = torch.cat([self.losses, torch.zeros_like(self.losses)])
         self.losses[self.count] = loss.detach()
+        self.epoch_loss = self.epoch_loss + loss.detach()
         self.count += 1
         self.history.iterations += 1
         self.history.seconds = time.perf_counter() - self.clock
         self.output, self.masks = output.detach(), masks
         for name, value in getattr(self.criterion, "latest_terms", {}).items():
             self.terms[name] += value.detach()
-        self.bar.update()
+        self.bar.update(1 if not self.max_seconds else int(self.history.seconds) - self.bar.n)
         # Reading a value makes the CPU wait for the GPU, so this happens every 50 steps there.
         if self.losses.is_cpu or self.count % 50 == 1:
             self.stop_unless_finite()
@@ -1131,6 +1556,8 @@ class TrainingRecorder:
         """The fraction of the training that is done, after `more` further iterations."""
         if self.max_seconds:
             return self.history.seconds / self.max_seconds
+        if self.iterations is None:  # the loader does not know its length
+            return self.epochs_done / self.dl_studio.epochs
         return (self.history.iterations + more) / self.iterations
 
     # ---- the beginning and the end ----
@@ -1140,16 +1567,30 @@ class TrainingRecorder:
         self.scheduler = scheduler
         if resume:
             self.load_checkpoint()
+        if self.history.iterations == 0 and getattr(self.net, "was_trained", False):
+            self.dl_studio.log(
+                "This network was trained before, and this training goes on from its weights. To "
+                "compare trainings, give each a new network, or a copy.deepcopy of one that is not "
+                "trained yet."
+            )
         if not (self.dl_studio.run_dir / "model.pt").exists():  # else keep that model's
-            self.dl_studio.write_json("settings.json", facts)
+            self.write_settings(facts)
         device = facts["machine"]["device"]
         self.dl_studio.log(f"Training on {device} with the {self.history.loss_name} loss")
 
     def end(self, facts):
         """Call after the model is saved: write its settings.json and delete the checkpoint."""
         self.dl_studio.log("\nFinished Training\n")
-        self.dl_studio.write_json("settings.json", facts)
-        (self.dl_studio.run_dir / "checkpoint.pt").unlink(missing_ok=True)
+        self.write_settings(facts)
+        if self.dl_studio.run_dir / "losses.csv" in HELD:
+            self.save_history()
+        checkpoint = self.dl_studio.run_dir / "checkpoint.pt"
+        delete = functools.partial(checkpoint.unlink, missing_ok=True)
+        try_to_change(checkpoint, lambda: change_file(checkpoint, delete))
+
+    def write_settings(self, facts):
+        path = self.dl_studio.run_dir / "settings.json"
+        try_to_change(path, lambda: self.dl_studio.write_json(path.name, facts))
 
     # ---- the log ----
 
@@ -1157,8 +1598,8 @@ class TrainingRecorder:
         """One line of the log and one row of losses.csv for the iterations since the last one."""
         self.stop_unless_finite()  # before anything is saved
         loss = self.losses[: self.count].mean().item()
-        epochs = self.dl_studio.epochs if self.iterations else "?"
-        iteration = self.history.iterations - self.epochs_done * len(self.loader)
+        epochs = "?" if self.max_seconds else self.dl_studio.epochs
+        iteration = self.history.iterations - self.epoch_start
         self.history.add(
             epoch=self.epochs_done + 1,
             loss=loss,
@@ -1196,13 +1637,38 @@ class TrainingRecorder:
         if len(bad) == 0:
             return
         iteration = self.history.iterations - self.count + int(bad[0]) + 1
+        if not torch.isfinite(self.masks).all():
+            raise FloatingPointError(
+                f"a mask of the training images has values that are not finite (found at iteration "
+                f"{iteration}), so no model was saved: check the masks of the dataset"
+            )
         low, high = self.output.float().aminmax()
-        rate = self.optimizer.param_groups[0]["lr"]
         raise FloatingPointError(
             f"the {self.history.loss_name} loss became {self.losses[bad[0]].item():g} at iteration "
-            f"{iteration} (outputs from {low:.4g} to {high:.4g}), so no model was saved: try a "
-            f"learning rate ten times smaller than {rate:g}, clip_grad_norm=1.0, masks of 0 and 1, "
-            f"or another loss"
+            f"{iteration} (outputs from {low:.4g} to {high:.4g}), {self.advice()}"
+        )
+
+    def refuse_weights_that_are_not_finite(self):
+        """FloatingPointError if a step has spoiled a weight: the loss was computed before it."""
+        for name, value in self.net.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise FloatingPointError(
+                    f"{name} of the network is not finite after iteration "
+                    f"{self.history.iterations}, {self.advice()}"
+                )
+
+    def advice(self):
+        rate = self.optimizer.param_groups[0]["lr"]
+        return (
+            f"so no model was saved: try a learning rate ten times smaller than {rate:g}, "
+            f"clip_grad_norm=1.0, masks of 0 and 1, or another loss"
+        )
+
+    def refuse_empty_loader(self):
+        size = number_of_images(self.loader)
+        raise ValueError(
+            f"the training loader has no batch: {'0' if size is None else size} images, in batches "
+            f"of {self.loader.batch_size}: give more images, or a loader without drop_last"
         )
 
     def estimate_time(self):
@@ -1248,7 +1714,8 @@ class TrainingRecorder:
 
     def save_history(self):
         path = self.dl_studio.run_dir / "losses.csv"
-        self.dl_studio.write_atomically(path, self.history.write_csv)
+        write = self.dl_studio.write_atomically
+        try_to_change(path, lambda: write(path, self.history.write_csv))
 
     def parts(self):
         """The objects whose state a resumed training needs."""
@@ -1263,7 +1730,8 @@ class TrainingRecorder:
         state["history"] = vars(self.history)
         state["random"] = torch.get_rng_state()
         path = self.dl_studio.run_dir / "checkpoint.pt"
-        self.dl_studio.write_atomically(path, lambda part: torch.save(state, part))
+        write = self.dl_studio.write_atomically
+        try_to_change(path, lambda: write(path, lambda part: torch.save(state, part)))
 
     def load_checkpoint(self):
         """Continue from checkpoint.pt, if there is one."""
@@ -1289,6 +1757,28 @@ class TrainingRecorder:
         self.dl_studio.log(f"Resuming after epoch {self.epochs_done}")
 
 
+def loss_name(criterion):
+    """The name of a loss: its own, or that of its class or function."""
+    function = getattr(criterion, "func", criterion)  # of a functools.partial
+    return getattr(criterion, "name", getattr(function, "__name__", type(function).__name__))
+
+
+def number_of_batches(loader):
+    """len(loader), or None for a stream, whose length is not known."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def number_of_images(loader):
+    """The number of images of a loader, or None for a stream, whose length is not known."""
+    try:
+        return len(loader.dataset)
+    except TypeError:
+        return None
+
+
 def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16):
     """The content of settings.json: everything needed to repeat a run."""
     net, loader = recorder.net, recorder.loader
@@ -1312,7 +1802,7 @@ def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
             "loss": recorder.history.loss_name,
             "loss_options": {
                 name: value
-                for name, value in vars(recorder.criterion).items()
+                for name, value in getattr(recorder.criterion, "__dict__", {}).items()
                 if isinstance(value, (str, int, float, tuple)) and name[0] != "_"
             },
             "options": {name: repr(value) for name, value in options.items()},
@@ -1323,7 +1813,7 @@ def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
                 if name != "params"
             },
             "precision": "bf16" if bf16 else "fp32",
-            "images": len(loader.dataset),
+            "images": number_of_images(loader),
             "batch_size": loader.batch_size,
             "max_seconds": recorder.max_seconds,
         },
@@ -1359,6 +1849,212 @@ def device_name(device):
     if device.type == "mps":
         return "the GPU (Apple MPS)"
     return f"the CPU ({torch.get_num_threads()} threads)"
+
+
+# ---- the coverage probe -------------------------------------------------------------------------
+
+# A saturated or dead activation hides a path. Left out, only the layers decide.
+ACTIVATIONS = {
+    "relu", "leaky_relu", "_prelu_kernel", "rrelu_with_noise", "elu", "gelu", "silu", "mish",
+    "softplus", "threshold", "hardtanh", "hardsigmoid", "hardswish", "clamp", "clamp_min",
+    "clamp_max", "sigmoid", "tanh", "_softmax", "_log_softmax", "exp", "log", "sqrt",
+}  # fmt: skip
+REDUCTIONS = {
+    "mean", "sum", "amax", "amin", "max", "min", "median", "std", "var", "std_mean", "var_mean",
+    "logsumexp", "linalg_vector_norm", "adaptive_max_pool2d", "_adaptive_avg_pool2d",
+}  # fmt: skip
+POOLINGS = {"avg_pool2d", "max_pool2d_with_indices"}  # with a kernel of any size
+NORMS = {"native_group_norm", "native_layer_norm", "native_batch_norm", "cudnn_batch_norm"}
+
+
+class SummariesHeld(TorchDispatchMode):
+    """Computes with the first image's summaries: every later pass uses the numbers of the first.
+
+    A summary is a number per channel about the whole image: global pooling, the mean of a
+    GroupNorm. Through it every pixel follows every other one a little, which does not tell
+    the pixel what is at its own place. Each `with` block around a call of the network is a pass.
+
+    without_activations: each activation returns its input.
+    """
+
+    def __init__(self, without_activations=False):
+        super().__init__()
+        self.without_activations = without_activations
+        self.held = []  # of the first pass, in the order of the calls
+        self.calls = 0
+
+    def __enter__(self):
+        self.calls = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if self.without_activations and name.removesuffix("_") in ACTIVATIONS:
+            return args[0]
+        if self.without_activations and name == "log_sigmoid_forward":
+            return args[0], args[0]
+        result = func(*args, **(kwargs or {}))
+        if name in NORMS:
+            return self.norm(name, args, result)
+        if name in REDUCTIONS or name in POOLINGS:
+            first = result[0] if isinstance(result, tuple) else result
+            if is_summary(args[0], first, least=16 if name in POOLINGS else 2):
+                return self.hold(result)
+        return result
+
+    def hold(self, result):
+        """The result of the same call in the first pass; there, the result itself."""
+        if self.calls == len(self.held):
+            self.held.append(tree_map(torch.clone, result))
+        self.calls += 1
+        return tree_map(torch.clone, self.held[self.calls - 1])  # the network may change it
+
+    def norm(self, name, args, result):
+        """The result of a norm, with the mean and the deviation of the first pass."""
+        x, shape = args[0], args[0].shape
+        if name == "native_layer_norm":
+            local = len(args[1]) == 1  # over the channels of a pixel
+            weight, bias, grouped = *args[2:4], shape
+        elif name == "native_group_norm":
+            local = False
+            weight, bias, grouped = *args[1:3], (shape[0], args[6], -1)
+        else:
+            local = not args[5]  # BatchNorm in eval mode
+            weight, bias, grouped = *args[1:3], (1, shape[1], -1)
+        if local:
+            return result
+        mean, inverse = self.hold(result[1:3])
+        if name != "native_layer_norm":
+            mean, inverse = mean.reshape(*grouped[:2], 1), inverse.reshape(*grouped[:2], 1)
+            channels = (1, -1, *[1] * (len(shape) - 2))
+            weight, bias = (v if v is None else v.reshape(channels) for v in (weight, bias))
+        normal = ((x.reshape(grouped) - mean) * inverse).reshape(shape)
+        normal = normal if weight is None else normal * weight
+        normal = normal if bias is None else normal + bias
+        return normal.to(x.dtype), *result[1:]
+
+
+def is_summary(before, after, least):
+    """Whether `after` has one dimension left of a `before` at least `least` times its size.
+
+    A mean over the channels leaves two, height and width. Images come alone, so the batch is 1.
+    """
+    sides = [sum(side > 1 for side in tensor.shape) for tensor in (before, after)]
+    return sides[1] <= 1 and sides[0] > sides[1] and before.numel() >= least * after.numel()
+
+
+class Coverage(namedtuple("Coverage", "fraction map picture now")):
+    """What the coverage probe found; see probe_output_coverage."""
+
+    __slots__ = ()
+
+    @property
+    def summary(self) -> str:
+        """What was found, in one to three sentences."""
+        silent = (self.map & ~self.now).float().mean().item()
+        text = f"The image {'can reach' if silent else 'reaches'} {percent(self.fraction)} of the "
+        text += "output pixels."
+        if silent:
+            text += (
+                f" {percent(silent)} do not follow it with the present weights: look for weights "
+                f"of 0, a dead or saturated activation, or a softmax over one channel."
+            )
+        if self.fraction < 1:
+            text += (
+                f" No training can make the other {percent(1 - self.fraction)} follow the image: "
+                f"no path leads to them, except through averages of the whole image."
+            )
+        return text
+
+
+def percent(share):
+    """A share as text, with as many digits as tell it from none and from all."""
+    texts = [f"{share:.{digits}%}" for digits in range(5)]
+    return next((text for text in texts if share in (0, 1) or 0 < float(text[:-1]) < 100), texts[4])
+
+
+def changing_pixels(net, images, without_activations=False):
+    """The output pixels (H', W') that change between images, with the summaries of the first."""
+    held = SummariesHeld(without_activations)
+    outputs = []
+    for image in [images[0], *images]:  # the first pass records, the others compute with it
+        with held:
+            outputs.append(find_output(net(image)))
+    first, *others = outputs[1:]
+    changes = torch.stack([(other - first).abs() for other in others])  # (probes, C, H', W')
+    # On a GPU a constant pixel may differ in its last digits.
+    noise = 0 if first.device.type == "cpu" else 1e-6 * changes.nan_to_num(0, 0).max()
+    return (~(changes <= noise)).any(dim=0).any(dim=0).cpu()  # what is NaN counts as a change
+
+
+def find_output(result):
+    """The output (C, H', W') as float32 in what a segmentation network returns for one image."""
+    output = first_map(result)
+    if output is None:
+        raise ValueError(
+            f"the network returns a {type(result).__name__} without a tensor of shape (N, C, H, W) "
+            f"or (N, H, W): the probe needs one, alone or in a tuple or dict"
+        )
+    if not output.is_floating_point():
+        raise ValueError(
+            f"the network returns numbers of type {output.dtype}: the probe needs the output "
+            f"before the threshold or argmax"
+        )
+    return output.float().reshape(-1, *output.shape[-2:])
+
+
+def first_map(result):
+    """The first tensor with height and width in nested tuples and dicts; "out", "logits" first."""
+    if isinstance(result, torch.Tensor):
+        return result if result.ndim in (3, 4) else None
+    if isinstance(result, Mapping):
+        result = [*(result[k] for k in ("out", "logits") if k in result), *result.values()]
+    if isinstance(result, (list, tuple)):
+        return next((found for found in map(first_map, result) if found is not None), None)
+    return None
+
+
+def refuse_unsteady_network(net, image):
+    """ValueError if the weights or the output are not finite, or the output is random."""
+    outputs = [find_output(net(image)) for _ in range(4)]
+    for name, value in [*net.named_parameters(), *net.named_buffers()]:
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"the network's weights are not finite: {name} has NaN or infinite values, so "
+                f"nothing can be said about its output; load or train it again"
+            )
+    size = outputs[0].abs().max()
+    if not torch.isfinite(size):
+        raise ValueError(
+            "the output of the network is not finite for an image of 0 to 255, though its weights "
+            "are: look for a division by 0 or the logarithm of 0"
+        )
+    noise = 0 if size.device.type == "cpu" else 1e-3 * size
+    if any((other - outputs[0]).abs().max() > noise for other in outputs):
+        raise ValueError(
+            "the network gives two outputs for one image in eval mode, so its pixels cannot be "
+            "compared: look for dropout that stays active (F.dropout without "
+            "training=self.training) or random noise"
+        )
+
+
+@contextlib.contextmanager
+def random_weights(net):
+    """Inside, all weights are random numbers of the usual size; afterwards the old ones."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [p for p in net.parameters() if p.is_floating_point()]
+    saved = [p.data for p in parameters]
+    try:
+        for p in parameters:
+            if p.ndim < 2:  # a bias, or the factor of a norm: above 0
+                values = torch.rand(p.shape, generator=generator) + 0.5
+            else:
+                values = torch.randn(p.shape, generator=generator) / max(p[0].numel(), 1) ** 0.5
+            p.data = values.to(p)  # another tensor: the old one stays as it is
+        yield
+    finally:
+        for p, values in zip(parameters, saved, strict=True):
+            p.data = values
 
 
 # ---- the examples --------------------------------------------------------------------------------
@@ -1430,6 +2126,8 @@ def example_flags(
 def run_example(main: Callable) -> None:
     """Call main(); a user's mistake ends in one sentence, not in a traceback."""
     script = Path(sys.argv[0]).name
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the name of a file may have any characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except (OSError, ValueError, FloatingPointError) as error:

@@ -51,7 +51,7 @@ class TinyShapes(Dataset):
         return {"image": image, "mask_tensor": mask, "bbox_tensor": boxes}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_shapes():
     """The class of the tiny data set."""
     return TinyShapes

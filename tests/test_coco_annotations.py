@@ -6,6 +6,7 @@ import json
 import math
 import re
 
+import coco_annotations
 import coco_single_object
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from coco_sets import (
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from tqdm import tqdm
 
 
 @pytest.fixture(scope="session")
@@ -146,6 +148,27 @@ def test_near_class_names_are_offered(synthetic):
         annotations.find_categories(["dgo"])
     with pytest.raises(ValueError, match="2 times"):
         annotations.find_categories(["dog", "dog"])
+
+
+def test_every_step_of_a_large_file_has_a_progress_bar(synthetic, monkeypatch):
+    """COCO's own file has 860,000 objects: reading and checking it takes half a minute."""
+    bars = {}
+
+    def noted(items=None, **options):
+        options |= {"mininterval": 0, "miniters": 1, "file": io.StringIO(), "disable": False}
+        options.pop("show")
+        bars[options["desc"]] = tqdm(items, **options)
+        return bars[options["desc"]]
+
+    monkeypatch.setattr(coco_annotations, "progress_bar", noted)
+    data = json.loads(synthetic[1].read_text())
+    annotations = CocoAnnotations(synthetic[1])
+    assert annotations.annotations == data["annotations"], "a bar changes nothing"
+    annotations.to_pycocotools([18])
+    records = sum(len(data[key]) for key in ("images", "annotations", "categories"))
+    outlines = sum(isinstance(a["segmentation"], dict) for a in data["annotations"])
+    assert bars["reading"].n == records + outlines + 2  # and `info`, and the file itself
+    assert bars["checking"].n == bars["outlines"].n == len(data["annotations"])
 
 
 def test_broken_annotation_still_counts(tmp_path):

@@ -4,6 +4,7 @@ import builtins
 import io
 import json
 import pickle
+import sys
 import types
 from pathlib import Path
 
@@ -160,6 +161,37 @@ def test_a_read_only_folder_uses_the_users_cache(prepared, tmp_path, monkeypatch
     assert cache.stat().st_mtime_ns == written
 
 
+def without_home(monkeypatch):
+    """As in a container whose user has neither a home folder nor an entry in passwd."""
+    import pwd
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its users always have a home folder")
+def test_without_a_home_folder_the_cache_is_beside_the_data(prepared, monkeypatch):
+    without_home(monkeypatch)
+    assert len(load(prepared)) == 6
+    assert len(cache_files(prepared)) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its users always have a home folder")
+def test_without_a_home_folder_no_folder_of_that_name_is_made(prepared, tmp_path, monkeypatch):
+    """The home folder of nobody is "~", and that is a name like any other for mkdir."""
+    without_home(monkeypatch)
+    refuse_writing(prepared, monkeypatch)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OSError, match="set XDG_CACHE_HOME to a folder with room"):
+        load(prepared)
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_a_full_disk_leaves_no_torn_cache(prepared, tmp_path, monkeypatch):
     resource = pytest.importorskip("resource")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -188,6 +220,30 @@ def test_errors_say_what_to_do(prepared):
     for options in ({"mask_value": 0}, {"mask_value": 256}, {"num_images": 0}):
         with pytest.raises(ValueError, match=next(iter(options))):
             load(prepared, **options)
+
+
+@pytest.mark.parametrize("field", ["image", "mask_sha256", "category"])
+@pytest.mark.parametrize("value", [None, 5, [], "delete"])
+def test_a_manifest_with_a_damaged_sample_is_named(prepared, field, value):
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    manifest["samples"][1][field] = value
+    if value == "delete":
+        del manifest["samples"][1][field]
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json is not a manifest|not the file that was"):
+        load(prepared)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [("description", 5), ("classes", True), ("classes", "dog"), ("image_size", [64])],
+)
+def test_a_manifest_with_a_damaged_field_is_named(prepared, where, value):
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    (manifest if where in manifest else manifest["options"])[where] = value
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json is not a manifest"):
+        load(prepared)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "samples": []}'])

@@ -253,6 +253,18 @@ def test_annotation_archive_unpacks_only_what_is_wanted(serve, tmp_path):
     assert len(server.requests) == 4
 
 
+def test_fetching_and_unpacking_the_archive_have_a_bar(serve, tmp_path, large_archive, monkeypatch):
+    bars, bar = {}, coco_download.progress_bar
+
+    def noted(items=None, **options):
+        return bars.setdefault(options["desc"], bar(items, **options))
+
+    monkeypatch.setattr(coco_download, "progress_bar", noted)
+    fetch(downloader(progress=True), serve({"/a.zip": large_archive}), tmp_path)
+    assert bars["annotations"].n == bars["annotations"].total == len(large_archive)
+    assert bars["unpacking"].n == bars["unpacking"].total == 4_000_000
+
+
 def test_annotation_archive_without_the_member_or_damaged(serve, tmp_path):
     content = archive({TRAIN: bytes(5000), VAL: b"{}"})
     spoiled = bytearray(content)

@@ -1,7 +1,11 @@
 """The examples on COCO-like data and the prediction, run as a user runs them."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +82,28 @@ def test_resuming_a_run_that_never_was_is_one_sentence(flags, said, coco, tmp_pa
     sentence = run_here("coco_segmentation.py", tmp_path, monkeypatch, "--coco", str(coco), *flags)
     assert said in sentence
     assert not list(tmp_path.iterdir())
+
+
+COCO_SCRIPTS = ("coco_segmentation.py", "best_coco_segmentation.py", "coco_exploding_mse.py")
+
+
+@pytest.mark.parametrize("script", COCO_SCRIPTS)
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--coco", "{coco}/train"), "give {coco}"),
+        (("--coco", "nowhere"), "prepare_coco.py --download"),
+        (("--dataroot", "file/data"), "--dataroot"),
+        (("--results-dir", "file/runs"), "--results-dir"),
+    ],
+)
+def test_a_bad_coco_folder_is_one_sentence(script, flags, said, coco, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    flags = [flag.format(coco=coco) for flag in flags]
+    sentence = run_here(script, tmp_path, monkeypatch, "--quick", *flags)
+    assert said.format(coco=coco) in sentence
+    assert "\n" not in sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.slow
@@ -217,6 +243,12 @@ def runs(tmp_path_factory):
     both = constant(Segmentation.UNet(5, 8, 8), [-1.0, -1.0, 3.0, -1.0, 1.0])
     save("both", both, shapes, values, [64, 64])
     save("one", constant(Segmentation.UNet(1, 8, 8), [2.0]), ["cake", "dog"], [255], [64, 64])
+    # As the homework's network: only the pixels of even rows and columns can be predicted.
+    strided = Segmentation.mUnet(depth=4, width=8, out_channels=1)
+    with torch.no_grad():
+        strided.conv_out.weight.fill_(1000)
+        strided.conv_out.bias.fill_(-2)
+    save("strided", strided, ["cake", "dog"], [255], [64, 64])
     save("nothing", constant(Segmentation.UNet(1, 8, 8), [-2.0]), ["cake", "dog"], [255], [64, 64])
     return folder
 
@@ -264,6 +296,36 @@ def test_predict_says_object_where_the_network_names_no_class(run_script, runs, 
 
 
 @pytest.mark.slow
+def test_predict_finds_the_objects_in_the_dotted_masks_of_a_strided_network(
+    run_script, runs, photos, tmp_path
+):
+    """Each predicted pixel stands alone, and was left out as too small to be an object."""
+    text, folder = predict(
+        run_script, tmp_path, str(photos / "a.png"), "--model", str(runs / "strided")
+    )
+    with Image.open(folder / "001-a-mask.png") as opened:
+        predicted = (np.asarray(opened) > 0).sum()
+    assert 100 < predicted < 90 * 50 / 3, "dotted"
+    assert "only one pixel in four can be predicted" in text
+    assert "nothing found" not in text
+    (found,) = json.loads((folder / "predictions.json").read_text()).values()
+    assert 0.5 * predicted < sum(thing["area"] for thing in found) < 1.5 * predicted
+
+
+def test_predict_connects_the_dots_of_one_object_but_not_of_two():
+    import predict as example
+
+    labels = torch.zeros(64, 64, dtype=torch.uint8)
+    labels[8:24:2, 8:24:2] = 1
+    labels[40:50:2, 8:24:2] = 1
+    assert example.find_objects(labels, ["dog"], (64, 64)) == []
+    assert example.find_objects(labels, ["dog"], (64, 64), dotted=True) == [
+        {"class": "dog", "box": [8, 8, 22, 22], "area": 64},
+        {"class": "dog", "box": [8, 40, 22, 48], "area": 40},
+    ]
+
+
+@pytest.mark.slow
 def test_predict_says_that_nothing_was_found(run_script, runs, photos, tmp_path):
     text, _ = predict(run_script, tmp_path, str(photos / "a.png"), "--model", str(runs / "nothing"))
     assert "nothing found" in text
@@ -274,7 +336,7 @@ def test_predict_leaves_out_what_is_no_image_and_says_so(run_script, runs, photo
     (photos / "broken.png").write_text("no image")
     done = run_script(tmp_path, EXAMPLES / "predict.py", str(photos), "--model", str(runs / "one"))
     assert done.returncode == 1
-    assert "1 of 5 files were no images" in done.stderr
+    assert "1 of 5 files could not be read as images" in done.stderr
     assert "Traceback" not in done.stderr
     folder = tmp_path / "runs" / "predict"
     assert len(json.loads((folder / "predictions.json").read_text())) == 4
@@ -285,6 +347,143 @@ def test_predict_finds_each_file_once(photos):
 
     found = example.find_images([photos / "a.png", photos, photos / "a.png"])
     assert [path.name for path in found] == ["a.png", "b.jpg", "c.gif", "d.webp"]
+
+
+def test_predict_takes_image_files_from_a_folder_and_nothing_else(photos):
+    import predict as example
+
+    (photos / "._a.png").write_bytes(b"what macOS writes beside a.png on a stick")
+    (photos / "folder.png").mkdir()
+    (photos / "notes.txt").write_text("mine")
+    found = example.find_images([photos])
+    assert [path.name for path in found] == ["a.png", "b.jpg", "c.gif", "d.webp"]
+
+
+def gray_picture(values):
+    """A Pillow image of one row of 8-bit gray values."""
+    return Image.fromarray(np.array([values], np.uint8))
+
+
+def colour_picture():
+    return Image.new("RGB", (4, 2), (200, 40, 90))
+
+
+def save_palette(path):
+    picture = colour_picture().quantize(4)
+    picture.save(path, transparency=bytes([255, 128, 0, 0]))  # one colour is used, and opaque
+
+
+def save_transparent(path):
+    """The left half is opaque; the right half is transparent, with black below."""
+    pixels = np.zeros((2, 4, 4), np.uint8)
+    pixels[:, :2] = (200, 40, 90, 255)
+    Image.fromarray(pixels).save(path)
+
+
+def save_turned(path, exif=None):
+    """Stored lying on its side: 4x2 pixels with a white left column, which is the top."""
+    picture = colour_picture()
+    picture.paste((255, 255, 255), (0, 0, 1, 2))
+    if exif is None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+    picture.save(path, exif=exif)
+
+
+COLOUR, WHITE = (200, 40, 90), (255, 255, 255)
+ODD_PICTURES = {  # what is saved, and the rows of pixels that are read
+    "gray16.png": (
+        lambda path: Image.fromarray(np.array([[0, 60 * 256 + 9, 65535]], np.uint16)).save(path),
+        [[(0, 0, 0), (60, 60, 60), WHITE]],
+    ),
+    "gray32.tif": (
+        lambda path: Image.fromarray(np.array([[-5, 60 * 256, 10**6]], np.int32)).save(path),
+        [[(0, 0, 0), (60, 60, 60), WHITE]],
+    ),
+    "float.tif": (
+        lambda path: Image.fromarray(np.array([[0, 0.5, 3]], np.float32)).save(path),
+        [[(0, 0, 0), (127, 127, 127), WHITE]],
+    ),
+    "gray.png": (lambda path: gray_picture([0, 60, 255]).save(path),
+                 [[(0, 0, 0), (60, 60, 60), WHITE]]),
+    "one-bit.png": (lambda path: gray_picture([0, 255]).convert("1").save(path),
+                    [[(0, 0, 0), WHITE]]),
+    "cmyk.tif": (lambda path: colour_picture().convert("CMYK").save(path), [[COLOUR] * 4] * 2),
+    "palette.png": (save_palette, [[COLOUR] * 4] * 2),
+    "transparent.png": (save_transparent, [[COLOUR] * 2 + [WHITE] * 2] * 2),
+    "gray-alpha.png": (
+        lambda path: Image.fromarray(np.array([[[60, 255], [60, 0]]], np.uint8), "LA").save(path),
+        [[(60, 60, 60), WHITE]],
+    ),
+    "moving.gif": (
+        lambda path: colour_picture().save(
+            path, save_all=True, append_images=[Image.new("RGB", (4, 2), "white")]
+        ),
+        [[COLOUR] * 4] * 2,
+    ),
+    "turned.png": (save_turned, [[WHITE] * 2] + [[COLOUR] * 2] * 3),
+    "damaged-exif.png": (
+        lambda path: save_turned(path, exif=b"Exif\0\0garbage"),
+        [[WHITE] + [COLOUR] * 3] * 2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ODD_PICTURES)
+def test_predict_reads_odd_pictures_as_a_viewer_shows_them(name, tmp_path):
+    import predict as example
+
+    save, expected = ODD_PICTURES[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Pillow's fromarray(mode)
+        save(tmp_path / name)
+    image = example.read_image(tmp_path / name)
+    assert image.mode == "RGB"
+    pixels = np.asarray(image).astype(int)
+    assert pixels.shape == (len(expected), len(expected[0]), 3)
+    assert np.abs(pixels - np.array(expected)).max() <= 1
+
+
+def test_predict_works_at_the_size_of_the_network_whatever_the_size_of_the_photo(runs):
+    """At the photo's own size, twelve megapixels took 12 seconds and 0.9 GB."""
+    import predict as example
+
+    segmenter = Segmentation(dl_studio=SegStudio(), max_num_objects=5)
+    net = segmenter.load_run(runs / "both")
+    seen = []
+    net.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    labels = example.predict_labels(segmenter, net, Image.new("RGB", (4000, 3000)))
+    assert seen == [(1, 3, 64, 64)]
+    assert labels.shape == (64, 64)
+    assert labels.dtype == torch.uint8
+    assert labels.unique().tolist() == [3], "disk, the more confident one, and not star"
+
+
+@pytest.mark.slow
+def test_predict_takes_names_that_are_long_or_not_of_this_terminal(runs, tmp_path):
+    """The terminal has ASCII only; one name is not even text."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    names = ["\u5199" * 80 + ".png", "gr\u00f6\u00dfe $x$.png", os.fsdecode(b"latin-\xe9.png")]
+    for name in names:
+        try:
+            Image.new("RGB", (9, 9)).save(folder / name, "PNG")
+        except OSError:  # some file systems refuse what is no text
+            names.remove(name)
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "predict.py", folder, "--model", runs / "one"],
+        cwd=tmp_path, capture_output=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs/predict"
+    found = json.loads((run / "predictions.json").read_text())
+    assert sorted(found) == sorted(str(folder / name) for name in names)
+    assert len(list(run.glob("*-overlay.png"))) == len(list(run.glob("*-mask.png"))) == len(names)
+    assert (run / "log.txt").read_text(encoding="utf-8").count(": object [0, 0, 8, 8]") == len(
+        names
+    )
 
 
 def test_predict_summarises_many_objects():
@@ -304,6 +503,24 @@ def test_predict_scales_boxes_to_the_image():
     labels[0:8, 16:32] = 2
     (found,) = example.find_objects(labels, ["disk", "star"], size=(640, 320))
     assert found == {"class": "star", "box": [160, 0, 319, 39], "area": 160 * 40}
+
+
+@pytest.mark.parametrize("size", [(640, 320), (10, 7), (1, 1), (3000, 2), (2, 3000)])
+def test_predict_gives_boxes_inside_an_image_of_any_size(size):
+    import predict as example
+
+    rng = np.random.default_rng(0)
+    labels = torch.zeros(64, 64, dtype=torch.uint8)
+    for _ in range(12):
+        y, x, height, width = rng.integers((0, 0, 2, 2), (62, 62, 9, 9))
+        labels[y : y + height, x : x + width] = 1
+    found = example.find_objects(labels, ["disk"], size)
+    assert found
+    for thing in found:
+        x1, y1, x2, y2 = thing["box"]
+        assert 0 <= x1 <= x2 < size[0]
+        assert 0 <= y1 <= y2 < size[1]
+        assert 1 <= thing["area"] <= size[0] * size[1]
 
 
 def load_run(tmp_path, folder):
@@ -335,7 +552,7 @@ def test_a_network_of_ones_own_is_named(tmp_path):
     ("arguments", "reason"),
     [
         (["missing.png"], "missing.png"),
-        (["empty"], "no image in the folder"),
+        (["empty"], "no image (.bmp .gif .jpeg"),
         (["a.png"], "is not the folder of a run"),
     ],
 )

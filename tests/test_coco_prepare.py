@@ -1,11 +1,14 @@
 """prepare_coco: what it writes, image files of every kind, and the command."""
 
+import errno
 import hashlib
 import io
 import json
+import math
 import re
 import shlex
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -22,6 +25,7 @@ from coco_sets import (
     small_set,
     tree,
 )
+from coco_synthetic import SyntheticDrawing
 from PIL import Image
 
 from SegStudio import SegStudio
@@ -82,6 +86,25 @@ def test_manifest(tmp_path):
     assert (sample["coco_url"], sample["flickr_url"]) == ("http://x/1.jpg", "https://y/1.jpg")
     content = (path.parent / sample["mask"]).read_bytes()
     assert sample["mask_sha256"] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("license_id", [[1], {"a": 1}, math.inf, "CC BY", True])
+def test_an_odd_licence_is_left_out_of_the_manifest(tmp_path, license_id):
+    data = small_set(tmp_path)
+    data["images"][0]["license"] = license_id
+    assert run_with_a_good_image(tmp_path, data)[:2] == (0, [])
+    text = (tmp_path / "out/train/manifest.json").read_text()
+    assert "Infinity" not in text  # is no JSON
+    assert json.loads(text)["samples"][0]["license"] is None
+
+
+def test_an_odd_licence_record_is_cleaned_for_the_manifest(tmp_path):
+    data = small_set(tmp_path)
+    data["licenses"] = [{"id": 3, "name": math.nan, "url": "javascript:1", "note": "mine", "x": []}]
+    data["images"][0]["license"] = 3
+    assert run_with_a_good_image(tmp_path, data)[:2] == (0, [])
+    manifest = json.loads((tmp_path / "out/train/manifest.json").read_text())
+    assert manifest["licenses"] == {"3": {"id": 3, "note": "mine"}}
 
 
 def test_prepared_anew_replaces_the_old_folder(synthetic, tmp_path):
@@ -160,6 +183,16 @@ def test_exif_orientation_is_not_applied(tmp_path):
     assert run_with_a_good_image(tmp_path, data)[0] == 0
     result = np.asarray(Image.open(tmp_path / "out/train/images/1_18.png"))
     assert result[2].min() > 200 > 50 > result[13].max()
+
+
+def test_damaged_exif_data_is_not_worth_a_word(tmp_path):
+    data = small_set(tmp_path)
+    picture = Image.open(tmp_path / "images/1.jpg")
+    picture.save(tmp_path / "images/1.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(40))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert run_with_a_good_image(tmp_path, data)[:2] == (0, [])
+    assert not [w for w in caught if "EXIF" in str(w.message)]
 
 
 def test_image_is_antialiased(tmp_path):
@@ -324,6 +357,7 @@ def test_truncated_jpeg(tmp_path):
         ["--min-bbox", "-1"],
         ["--single-instance", "any"],
         ["--workers", "0"],
+        ["--workers", "100000"],
         ["--images-dir", "nowhere"],
         ["--download"],
         ["--annotations", "nowhere.json"],
@@ -352,6 +386,9 @@ def test_user_mistakes_are_one_sentence(synthetic, tmp_path, arguments):
         ["--image-size", "0"],
         ["--classes", "zebra"],
         ["--synthetic-images", "0"],
+        ["--seed", "-1"],
+        ["--min-bbox", "nan"],
+        ["--min-bbox", "inf"],
         ["--annotations", "x.json"],
     ],
 )
@@ -370,13 +407,164 @@ def test_a_foreign_folder_is_found_before_anything_is_drawn(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["train"]
 
 
+def full_disk_after(number, monkeypatch):
+    """As if the disk had room for so many files; returns the list of those that were written."""
+    written, write = [], SegStudio.write_atomically
+
+    def limited(path, content):
+        if len(written) >= number:
+            raise OSError(f"{path} could not be written") from OSError(errno.ENOSPC, "full")
+        written.append(write(path, content))
+
+    monkeypatch.setattr(SegStudio, "write_atomically", limited)
+    return written
+
+
+@pytest.mark.parametrize("files", [2, 7, 12], ids=["drawing", "preparing", "test split"])
+def test_a_full_disk_while_drawing_leaves_no_folder_behind(tmp_path, monkeypatch, files):
+    written = full_disk_after(files, monkeypatch)
+    out = tmp_path / "data" / "synthetic"
+    few = ("--synthetic-images", 1, "--workers", 1, "--image-size", 8)
+    code, problems, _ = run("--synthetic", "--split", "both", "--out", out, *few)
+    assert len(written) == files
+    assert code == 2
+    assert len(problems) == 1
+    assert re.search(
+        "could not be written: make room, or give another folder by --out", problems[0]
+    )
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    if files < 9:
+        assert left == []
+    else:  # the training split was complete
+        assert {"data/synthetic/train/manifest.json", "data/synthetic/synthetic/train"} <= {*left}
+        assert not [name for name in left if "test" in name]
+
+
+def test_ctrl_c_while_drawing_leaves_no_folder_behind(tmp_path, monkeypatch):
+    drawn, compose = [], SyntheticDrawing.compose
+
+    def interrupted(drawing, kind, category):
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        drawn.append(kind)
+        return compose(drawing, kind, category)
+
+    monkeypatch.setattr(SyntheticDrawing, "compose", interrupted)
+    code, problems, _ = run("--synthetic", "--workers", 1, "--out", tmp_path / "data/synthetic")
+    assert code == 130
+    assert re.match("prepare_coco: interrupted; run it again", problems[-1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_set_that_was_there(tmp_path, monkeypatch):
+    few = ("--synthetic", "--synthetic-images", 1, "--image-size", 8, "--out", tmp_path)
+    assert run(*few)[0] == 0
+    before = tree(tmp_path)
+    full_disk_after(3, monkeypatch)
+    assert run(*few)[0] == 2
+    assert tree(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(synthetic, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    code, problems, _ = run(
+        *("--annotations", synthetic[1], "--images-dir", synthetic[0]),
+        *("--out", tmp_path / "file/inside"),
+    )
+    assert code == 2
+    assert len(problems) == 1
+    assert re.search(r"file/inside cannot be written \(.*another folder by --out$", problems[0])
+    assert tree(tmp_path) == {"file": b"mine"}
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    """A shell leaves it as it is in --out=~/coco, and a folder of that name would be made."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    options = prepare_coco.parse(["--download", "--out=~/coco", "--annotations=~/instances.json"])
+    assert options.out.as_posix() == "/home/me/coco"
+    assert options.annotations.as_posix() == "/home/me/instances.json"
+
+
+def test_the_folder_of_annotations_is_not_the_file(synthetic, tmp_path):
+    code, problems, _ = run(
+        *("--annotations", synthetic[1].parent, "--images-dir", synthetic[0]),
+        *("--out", tmp_path / "out"),
+    )
+    assert code == 2
+    assert len(problems) == 1
+    assert "is a folder: give the annotation file" in problems[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_command_that_fails_leaves_no_new_folder(synthetic, tmp_path):
+    code, problems, _ = run(
+        *("--annotations", synthetic[1], "--images-dir", synthetic[0], "--min-bbox", 5000),
+        *("--out", tmp_path / "data/coco"),
+    )
+    assert code == 2
+    assert "No image" in problems[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("given", ["", "other"], ids=["above", "beside"])
+def test_a_folder_without_the_images_is_one_sentence(tmp_path, given):
+    data = small_set(tmp_path)
+    data["images"].append({**data["images"][0], "id": 2})
+    data["annotations"].append({**data["annotations"][0], "id": 8, "image_id": 2})
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    (tmp_path / "other").mkdir()
+    code, problems, _ = run_small(tmp_path, "--images-dir", tmp_path / given)
+    assert code == 2
+    assert len(problems) == 1, "not a sentence for each of a hundred thousand images"
+    assert re.search(r"none of the 2 selected images \(the first is 1.jpg\)", problems[0])
+    assert problems[0].endswith(f"give {tmp_path / 'images'} by --images-dir")
+    (tmp_path / "images").rename(tmp_path / "away")
+    (tmp_path / "away/1.jpg").unlink()
+    _, problems, _ = run_small(tmp_path, "--images-dir", tmp_path / given)
+    assert "give the folder that holds them" in problems[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_name_that_the_terminal_does_not_have(tmp_path, monkeypatch):
+    data = small_set(tmp_path)
+    data["categories"][0]["name"] = "\u0441\u043e\u0431\u0430\u043a\u0430"
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr("sys.stdout", stdout)
+    code = prepare_coco.main([
+        *("--annotations", str(tmp_path / "instances.json"), "--min-bbox", "10"),
+        *("--images-dir", str(tmp_path / "images"), "--out", str(tmp_path / "out")),
+        *("--classes", data["categories"][0]["name"]),
+    ])  # fmt: skip
+    stdout.flush()
+    assert code == 0
+    assert rb"\u0441\u043e" in stdout.buffer.getvalue()
+
+
+def test_an_annotation_file_that_may_not_be_read_is_one_sentence(synthetic, tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refused)
+    code, problems, _ = run(
+        *("--annotations", synthetic[1], "--images-dir", synthetic[0], "--out", tmp_path / "out"),
+    )
+    assert (code, problems) == (2, [f"prepare_coco: You have no right to read {synthetic[1]}."])
+
+
 def test_synthetic_set_of_both_splits_in_one_command(tmp_path):
     code, problems, out = run(
         *("--synthetic", "--synthetic-images", 3, "--split", "both"),
         *("--image-size", 32, "--out", tmp_path),
     )
     assert (code, problems) == (0, [])
-    assert "SYNTHETIC" in out
+    said = re.findall(r"Drawing (\d+) SYNTHETIC (\w+) images .*, and (\d+) that", out)
+    for number, split, rejected in said:
+        drawn = len(list((tmp_path / "synthetic" / split).iterdir()))
+        assert drawn == int(number) + int(rejected) == 7
+        assert f"{number} images and masks: {tmp_path / split}" in out
+    assert [split for _, split, _ in said] == ["train", "test"]
     manifests = [
         json.loads((tmp_path / split / "manifest.json").read_text()) for split in ("train", "test")
     ]
@@ -413,9 +601,25 @@ def test_the_commands_of_the_page_are_valid(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"python Datasets/prepare_coco.py ([^`\n]+)", PAGE)
-    assert len(commands) >= 5
+    assert len(commands) == 4
     for command in commands:
         prepare_coco.parse(shlex.split(command))
+
+
+def test_the_coco_folder_has_one_name_everywhere():
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    files += [
+        path for folder in ("Datasets", "Examples", "doc") for path in (ROOT / folder).rglob("*")
+    ]
+    names = set()
+    for path in files:
+        if path.suffix in (".md", ".py", ".j2"):
+            text = path.read_text(encoding="utf-8")
+            names |= set(re.findall(r"(?:--coco|--out)[ =](?:\S*data/\S*coco[\w-]*)", text))
+    names = {re.split("[ =]", name)[1] for name in names}
+    assert names == {"data/coco", "data/synthetic-coco"}
+    assert str(prepare_coco.parse(["--synthetic"]).out) == "data/synthetic-coco"
+    assert str(prepare_coco.parse(["--download"]).out) == "data/coco"
 
 
 def test_the_page_names_every_option_and_its_default():

@@ -295,6 +295,81 @@ def test_torchs_seed_gives_the_weights_and_the_order_of_dlstudios_loop(
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def dlstudios_run(tmp_path_factory, tiny_shapes):
+    """DLStudio's own loop, from torch.manual_seed(3) on: [(loss, batch), ...] of ten iterations."""
+    pytest.importorskip("pymsgbox")
+    dlstudio = pytest.importorskip("DLStudio").DLStudio
+    steps = []
+
+    class Recording(nn.MSELoss):
+        def forward(self, output, mask):
+            loss = super().forward(output, mask)
+            steps.append((loss.item(), mask.clone()))
+            return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("dlstudio"))
+        patch.setattr(nn, "MSELoss", Recording)
+        torch.manual_seed(3)
+        settings = dlstudio(
+            dataroot="./", image_size=[16, 16], path_saved_model="./saved_model", momentum=0.9,
+            learning_rate=1e-4, epochs=2, batch_size=4, classes=tiny_shapes.class_names,
+            use_gpu=True,
+        )  # fmt: skip
+        settings.device = torch.device("cpu")
+        segmenter = dlstudio.SemanticSegmentation(dl_studio=settings, max_num_objects=5)
+        data = tiny_shapes(20, size=16)
+        segmenter.load_PurdueShapes5MultiObject_dataset(data, data)
+        model = segmenter.mUnet(skip_connections=True, depth=2)
+        segmenter.run_code_for_training_for_semantic_segmentation(model)
+    return steps
+
+
+BETWEEN = {
+    "nothing else": {},
+    "evaluations": {"evaluate_every": 2},
+    "figures": {"figures": True},
+    "a worker": {"num_workers": 1},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("between", BETWEEN)
+def test_the_first_losses_and_batches_are_those_of_dlstudio_itself(
+    dlstudios_run, tiny_shapes, experiment, between
+):
+    options = dict(BETWEEN[between])
+    workers = options.pop("num_workers", 0)
+    batches = []
+
+    def record(images, masks):
+        batches.append(masks.clone())
+        return images, masks
+
+    def draw(history, net):
+        segmenter.dl_studio.display_tensor_as_image(torch.ones(3, 8, 8))
+        segmenter.save_loss_figure(history)
+
+    if options.pop("figures", False):
+        options["on_log"] = draw
+    torch.manual_seed(3)
+    data = tiny_shapes(20, size=16)
+    segmenter = experiment(
+        train=data, test=data, seed=None, epochs=2, image_size=[16, 16], num_workers=workers
+    )
+    segmenter.dataserver_validation = tiny_shapes(6, size=16)
+    model = segmenter.mUnet(skip_connections=True, depth=2)
+    history = segmenter.run_code_for_training_for_semantic_segmentation(
+        model, log_every=1, augment=record, **options
+    )
+    losses, expected_batches = zip(*dlstudios_run, strict=True)
+    assert len(losses) == 10
+    for mine, theirs in zip(batches, expected_batches, strict=True):
+        assert torch.equal(mine, theirs)
+    assert history.losses == pytest.approx(losses, rel=1e-4)
+
+
 def test_the_mask_values_are_looked_for_without_a_draw(experiment, tiny_shapes):
     """Data that does not say its mask values has the same order as any other."""
 

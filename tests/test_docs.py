@@ -3,6 +3,7 @@
 import doctest
 import functools
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -10,7 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from test_examples import draw_archives
 
 from SegStudio import SegStudio
 from SegStudio.SegStudio import __version__
@@ -143,6 +147,212 @@ def test_snippets_give_what_the_page_shows(page, tmp_path, monkeypatch):
     runner = doctest.DocTestRunner()
     runner.run(test, out=printed.append)
     assert not printed, "".join(printed)
+
+
+# ---- pages that belong together -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("front", ["README.md", "doc/index.md"])
+def test_a_reader_finds_every_page_from_the_front(front):
+    text = (ROOT / front).read_text(encoding="utf-8")
+    for page in (ROOT / "doc").glob("*.md"):
+        if page.name != "index.md":
+            assert re.search(rf"\]\((doc/)?{page.name}\)", text), f"{front}: no link to {page.name}"
+
+
+def glossary_terms():
+    text = (ROOT / "doc" / "glossary.md").read_text(encoding="utf-8")
+    return [term.lower() for term in re.findall(r"\*\*(.+?)\*\*", text)]
+
+
+def test_the_glossary_has_the_words_of_the_module_and_every_score():
+    words = re.findall(r"\*([a-z]+)\*", sys.modules["SegStudio.SegStudio"].__doc__)
+    assert {"image", "mask", "output", "pred"} <= set(words)
+    titles = [title.lower() for title in Segmentation.SegmentationScores.titles]
+    # the field's words in the README, the pages and the examples' docstrings
+    field = """threshold, logit, mean iou of single images, baseline, strided, dense, lattice,
+        receptive field, skip connection, residual connection, encoder, decoder, feature map,
+        batchnorm, state dict, epoch, muon, bf16, empty channel, soft dice, augmentation"""
+    terms = {word for term in glossary_terms() for word in (term, *term.split(", "))}
+    missing = {*words, *titles, *re.split(r",\s*", field)} - terms
+    assert not missing
+
+
+def test_the_glossary_explains_a_term_once():
+    terms = glossary_terms()
+    assert len(terms) == len(set(terms))
+
+
+def test_what_the_page_for_dlstudios_users_calls_missing_is_missing():
+    page = (ROOT / "doc" / "coming-from-dlstudio.md").read_text(encoding="utf-8")
+    missing = page.partition("## What is not there")[2].partition("## ")[0]
+    names = re.findall(r"`(\w+)`", missing.partition("Their settings")[0])
+    assert len(names) > 14
+    for name in set(names) - {"DLStudio"}:
+        assert not hasattr(SegStudio, name), name
+
+
+def test_what_the_page_for_dlstudios_users_calls_the_same_is_there():
+    page = (ROOT / "doc" / "coming-from-dlstudio.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:class paths|methods) \| (.*) \|$", page, re.MULTILINE)
+    names = re.findall(r"`(?:SegStudio\.)?(\w+)`", " ".join(rows))
+    assert len(names) > 10
+    for name in names:
+        assert hasattr(SegStudio, name) or hasattr(Segmentation, name), name
+
+
+SEND_TO_THE_README = [
+    path.name
+    for path in sorted((ROOT / "Examples").glob("*.py"))
+    if "README" in path.read_text(encoding="utf-8").partition('"""\n\n')[0]
+]
+
+
+@pytest.mark.parametrize("script", SEND_TO_THE_README)
+def test_the_readme_has_the_scores_to_which_an_example_sends(script):
+    """A section of the README names the script and has a table of IoUs."""
+    sections = re.split(r"^## ", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M)
+    tables = [text for text in sections if script in text and re.search(r"\| \**0\.\d", text)]
+    assert tables
+
+
+def test_the_readme_speaks_of_the_solutions_that_the_package_contains():
+    for page in ("README.md", "doc/index.md"):
+        assert "contains solutions of the homework" in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_the_folder_of_coco_has_one_name():
+    """data/coco in every command; data/synthetic-coco for the set that is not COCO."""
+    for path in [*PAGES, *(ROOT / "Examples").glob("*.py"), *(ROOT / "Datasets").glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        found = set(re.findall(r"--(?:coco|out) (data/[\w-]*coco[\w-]*)", text))
+        assert found <= {"data/coco", "data/synthetic-coco"}, path.name
+
+
+@pytest.mark.slow
+def test_the_readme_says_which_flags_the_examples_take():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## The examples")[2].partition("\n## ")[0]
+    intro, _, table = section.partition("| script |")
+    others, _, flags = intro.partition(" take\n")
+    timed = flags.partition("refuse `--epochs`:")[2].partition(". ")[0]
+    flags = re.findall(r"--[\w-]+", flags.partition(". ")[0])
+    assert len(flags) == 8
+    scripts = set(re.findall(r"`(\w+\.py)", table))
+    named = set(re.findall(r"`(\w+\.py)`", others))
+    for script in scripts:
+        known = re.findall(r"--[\w-]+", usage(f"Examples/{script}"))
+        assert (set(flags) <= set(known)) == (script not in named), script
+    for script in re.findall(r"`(\w+\.py)`", timed.partition("which have")[0]):
+        assert "--seconds" in usage(f"Examples/{script}"), script
+
+
+def test_the_page_of_pitfalls_has_the_rows_that_its_script_prints():
+    from coco_exploding_mse import CASES, LOSSES
+
+    page = (ROOT / "doc" / "pitfalls.md").read_text(encoding="utf-8").partition("## Mistake 6")[2]
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| masks")]
+    shown = [(title.strip(), loss.strip()) for title, loss, *_ in rows]
+    assert shown == [(case.title, loss) for case in CASES for loss in LOSSES]
+    for *_, ends, gradient, output in rows:
+        assert sum(map(int, re.findall(r"\d+(?= (?:NaN|inf|finite))", ends))) == 3
+        assert all(0 < float(norm) < float("inf") for norm in (gradient, output))
+
+
+# ---- scripts to copy ----------------------------------------------------------------------------
+
+
+def blocks(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def run_block(code, changes, folder, run_script):
+    """Run a script of a page in `folder`, with smaller numbers."""
+    for old, new in changes.items():
+        assert code.count(old) == 1, old
+        code = code.replace(old, new)
+    script = folder / "my_script.py"
+    script.write_text(code)
+    done = run_script(folder, script)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def folder_of_photos(folder):
+    """Photos of a green or a red square on grey, and their masks: 1 is green, 2 is red."""
+    for part, number in (("train", 8), ("test", 4)):
+        for kind in ("images", "masks"):
+            (folder / "my_data" / part / kind).mkdir(parents=True)
+        for index in range(number):
+            image = np.full((48, 64, 3), 90, np.uint8)
+            mask = np.zeros((48, 64), np.uint8)
+            top, left = 4 + 3 * index % 20, 30 - 3 * index % 20
+            image[top : top + 20, left : left + 20] = (30, 200, 60) if index % 2 else (200, 60, 30)
+            mask[top : top + 20, left : left + 20] = 1 if index % 2 else 2
+            Image.fromarray(image).save(folder / "my_data" / part / f"images/{index}.jpg")
+            Image.fromarray(mask).save(folder / "my_data" / part / f"masks/{index}.png")
+
+
+SMALL_SHAPES = {"train_images=2000, test_images=200": "train_images=20, test_images=8"}
+
+
+@pytest.mark.slow
+def test_your_own_loss_trains_to_the_end(tmp_path, run_script):
+    draw_archives(tmp_path)
+    printed = run_block(blocks("doc/your-own.md")[0], SMALL_SHAPES, tmp_path, run_script)
+    assert "Tversky loss: 0." in printed
+    assert "Scores on 24 test images" in printed or "Scores on 8 test images" in printed
+    assert (tmp_path / "runs" / "my_script" / "metrics.json").is_file()
+
+
+@pytest.mark.slow
+def test_your_own_dataset_is_learned(tmp_path, run_script):
+    folder_of_photos(tmp_path)
+    changes = {"SIZE = 128": "SIZE = 32", "epochs=20": "epochs=60"}
+    printed = run_block(blocks("doc/your-own.md")[1], changes, tmp_path, run_script)
+    assert "Scores on 4 test images" in printed
+    metrics = json.loads((tmp_path / "runs" / "my_script" / "metrics.json").read_text())
+    assert metrics["classes"].keys() == {"cat", "dog"}
+    assert metrics["mean_iou"] > 0.5  # squares of two colours are easy
+    predict = ROOT / "Examples" / "predict.py"
+    photo = "my_data/test/images/1.jpg"
+    done = run_script(tmp_path, predict, photo, "--model", "runs/my_script")
+    assert done.returncode == 0, done.stderr
+    assert "cat" in done.stdout
+
+
+@pytest.mark.slow
+def test_your_own_network_trains_to_the_end_and_loads_again(tmp_path, run_script):
+    draw_archives(tmp_path)
+    code = blocks("doc/your-own.md")[2]
+    page = (ROOT / "doc" / "your-own.md").read_text(encoding="utf-8")
+    (load,) = re.findall(r"`(segmenter\.load_model\(.*\))`", page)
+    code += load.replace("runs/NAME", "runs/my_script") + '\nprint("loaded")\n'
+    printed = run_block(code, SMALL_SHAPES, tmp_path, run_script)
+    assert "coverage: 1.0\n" in printed
+    assert "BCE+Dice loss: " in printed
+    assert printed.endswith("loaded\n")
+
+
+@pytest.mark.slow
+def test_the_readmes_script_loads_trains_and_tests(tmp_path, run_script):
+    draw_archives(tmp_path)
+    (code,) = blocks("README.md")
+    changes = {
+        "train_images=10000, test_images=1000": "train_images=8, test_images=24",
+        "epochs=6": "epochs=1",
+        "depth=16": "depth=2",
+    }
+    printed = run_block(code, changes, tmp_path, run_script)
+    assert "MSE loss: " in printed
+    assert "Scores on 24 test images" in printed
+    assert (tmp_path / "saved_model").is_file()
+    # The README's table of a run's files has them all.
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("A run writes one folder")[2]
+    named = re.findall(r"^\| `(.+?)` \|", table.partition("\n\n[")[0], re.MULTILINE)
+    for path in (tmp_path / "runs" / "my_script").iterdir():
+        assert any(path.match(pattern) for pattern in named), path.name
 
 
 # ---- what is made from the code -----------------------------------------------------------------

@@ -173,14 +173,66 @@ def test_the_lecture_comes_first_and_in_its_order():
     assert line_of("# ==== §7 FIGURES") < line_of("# ==== for the examples")
 
 
-def test_the_flat_file_works_as_in_notebooks_that_add_its_folder_to_the_path(tmp_path):
-    code = "from SegStudio import *; print(SegStudio.SemanticSegmentation.mUnet(depth=2).depth)"
+def run_code(tmp_path, code, folder):
+    """Run code with `folder` on Python's path; returns what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(MODULE.parent)},
+        env=os.environ | {"PYTHONPATH": str(folder)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["1"]
+    return done.stdout.split()
+
+
+# All that DLStudio.py of 2.3.6 and 2.5.8 imports, but for pymsgbox and torchmetrics.
+DLSTUDIO_IMPORTS = (
+    "sys os glob torch nn F torchvision tvt optim np ImageFilter Image numbers re math random copy "
+    "plt gzip pickle time logging"
+)
+
+
+def test_the_flat_file_gives_the_names_that_dlstudios_star_import_gave(tmp_path):
+    code = (
+        "from SegStudio import *\n"
+        "print(SegStudio.SemanticSegmentation.mUnet(depth=2).depth)\n"
+        "assert plt.figure and F.relu and tvt.ToTensor and nn.Module and np.array and optim.SGD\n"
+        f"print(*(globals()[name].__name__ for name in '{DLSTUDIO_IMPORTS}'.split()))\n"
+        "print(*sorted(name for name in globals() if name[0] != '_'))"
+    )
+    depth, *printed = run_code(tmp_path, code, MODULE.parent)
+    names = DLSTUDIO_IMPORTS.split()
+    full = {
+        "nn": "torch.nn", "F": "torch.nn.functional", "tvt": "torchvision.transforms",
+        "optim": "torch.optim", "np": "numpy", "ImageFilter": "PIL.ImageFilter",
+        "Image": "PIL.Image", "plt": "matplotlib.pyplot",
+    }  # fmt: skip
+    assert depth == "1"
+    assert printed[: len(names)] == [full.get(name, name) for name in names]
+    assert printed[len(names) :] == sorted([*names, "SegStudio"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "module"), [(MODULE.parent, "SegStudio"), (MODULE.parents[1], "SegStudio.SegStudio")]
+)
+def test_the_names_of_dlstudios_star_import_are_imported_when_asked_for(tmp_path, folder, module):
+    code = (
+        f"import sys, {module}\n"
+        f"module = sys.modules['{module}']\n"
+        "print('matplotlib.pyplot' in sys.modules, 'logging' in vars(module))\n"
+        "print(module.plt.__name__, module.logging.__name__, hasattr(module, 'pandas'))\n"
+    )
+    printed = run_code(tmp_path, code, folder)
+    assert printed == ["False", "False", "matplotlib.pyplot", "logging", "False"]
+
+
+def test_the_packages_star_import_gives_what_dlstudios_package_gave(tmp_path):
+    code = (
+        "from SegStudio import *\n"
+        "print(*(name for name in dict(globals()) if name[0] != '_'), sys.__name__)\n"
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
+    *names, pyplot = run_code(tmp_path, code, MODULE.parents[1])
+    assert sorted(names) == ["SegStudio", "sys", "sys"]
+    assert pyplot == "False"
 
 
 def test_losses_come_before_the_one_that_combines_them():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from SegStudio import SegStudio
+from SegStudio import SegStudio, backstage
 
 Segmentation = SegStudio.SemanticSegmentation
 mUnet = Segmentation.mUnet
@@ -234,7 +234,7 @@ def test_dense_upsampling_is_nearest_neighbours_before_the_1x1():
             doubled[:, :, row, column] = x[:, :, row // 2, column // 2]
     weight, bias = block.upsampler.weight[:, :, 0, 0], block.upsampler.bias
     naive = torch.einsum("nihw,io->nohw", doubled, weight) + bias[:, None, None]
-    torch.testing.assert_close(block.enlarge(block.upsampler(x)), naive)
+    torch.testing.assert_close(block.enlarge(x), naive)
 
 
 def test_dense_conv_out_is_a_transposed_convolution_without_gaps():
@@ -370,6 +370,276 @@ def test_probe_restores_the_mode_of_a_failing_network():
     with pytest.raises(ValueError, match="divisible by 8"):
         Segmentation.probe_output_coverage(net, (20, 20))
     assert net.training
+
+
+# ---- the probe: what errs on either side --------------------------------------------------------
+
+
+class GlobalBranch(nn.Module):
+    """DLStudio's strided network, and a branch that tells every pixel one thing about the image."""
+
+    def __init__(self, net, summary):
+        super().__init__()
+        self.net, self.summary = net, summary
+        self.mix = nn.Conv2d(3, 5, 1)
+
+    def forward(self, x):
+        return self.net(x) + self.mix(self.summary(x).reshape(len(x), 3, 1, 1))
+
+
+SUMMARIES = {
+    "adaptive average": nn.AdaptiveAvgPool2d(1),
+    "adaptive maximum": nn.AdaptiveMaxPool2d(1),
+    "mean": lambda x: x.mean(dim=(2, 3), keepdim=True),
+    "mean of rows": lambda x: x.flatten(2).mean(-1),
+    "sum": lambda x: x.sum((2, 3)) / 1000,
+    "maximum": lambda x: x.flatten(2).max(dim=2).values,
+    "pool of the whole image": lambda x: nn.functional.avg_pool2d(x, x.shape[2:]),
+    "standard deviation": lambda x: x.std(dim=(2, 3)),
+}
+
+
+@pytest.mark.parametrize("summary", SUMMARIES.values(), ids=SUMMARIES)
+def test_a_summary_of_the_whole_image_does_not_fill_the_holes(small_net, summary):
+    net = GlobalBranch(small_net(), summary)
+    coverage = Segmentation.probe_output_coverage(net, (32, 32))
+    assert coverage.fraction == 0.25
+    assert coverage.map[::2, ::2].all()
+    assert torch.equal(coverage.now, coverage.map)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.InstanceNorm2d(5),
+        nn.InstanceNorm2d(5, affine=True),
+        nn.GroupNorm(1, 5),
+        nn.GroupNorm(5, 5),
+        nn.LayerNorm([5, 32, 32]),
+        nn.BatchNorm2d(5, track_running_stats=False),
+    ],
+)
+def test_a_norm_over_the_image_does_not_fill_the_holes(small_net, norm):
+    strided = nn.Sequential(small_net(), norm)
+    assert Segmentation.probe_output_coverage(strided, (32, 32)).fraction == 0.25
+    dense = nn.Sequential(small_net(upsampling="dense"), norm)
+    assert Segmentation.probe_output_coverage(dense, (32, 32)).fraction == 1
+
+
+def test_the_held_norm_is_the_norm_itself():
+    """For the image whose statistics are held, the norm gives what torch gives."""
+    torch.manual_seed(0)
+    for norm in (nn.InstanceNorm2d(6, affine=True), nn.GroupNorm(2, 6), nn.LayerNorm([6, 8, 8])):
+        for p in norm.parameters():
+            nn.init.normal_(p)
+        x = torch.randn(1, 6, 8, 8)
+        held = backstage.SummariesHeld()
+        with torch.no_grad():
+            for _ in range(2):
+                with held:
+                    output = norm(x)
+                torch.testing.assert_close(output, norm(x))
+
+
+def test_squeeze_and_excitation_is_local():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1), nn.Sigmoid())
+
+        def forward(self, x):
+            x = self.conv(x)
+            return x * self.gate(x)
+
+    assert Segmentation.probe_output_coverage(Gated(), (16, 16)).fraction == 1
+
+
+def zero_head(net):
+    nn.init.zeros_(net.conv_out.weight)
+    return net
+
+
+def dead(net):
+    nn.init.constant_(net.conv_out.bias, -1e9)
+    return nn.Sequential(net, nn.ReLU())
+
+
+def saturated(net):
+    nn.init.constant_(net.conv_out.bias, 1e9)
+    return nn.Sequential(net, nn.Sigmoid())
+
+
+def one_channel_softmax(net):
+    return nn.Sequential(net, nn.Conv2d(5, 1, 1), nn.Softmax(dim=1))
+
+
+def dead_inside(net):
+    narrow = nn.Conv2d(5, 2, 1)
+    nn.init.constant_(narrow.bias, 1e9)
+    return nn.Sequential(net, narrow, nn.Hardtanh(inplace=True), nn.Conv2d(2, 2, 1))
+
+
+@pytest.mark.parametrize(("upsampling", "expected"), [("strided", 0.25), ("dense", 1.0)])
+@pytest.mark.parametrize("make", [zero_head, dead, saturated, dead_inside, one_channel_softmax])
+def test_what_the_weights_silence_is_kept_apart_from_what_no_training_can_reach(
+    small_net, make, upsampling, expected
+):
+    coverage = Segmentation.probe_output_coverage(make(small_net(upsampling=upsampling)), (32, 32))
+    assert coverage.fraction == expected
+    assert not coverage.now.any()
+    assert f"{expected:.0%} of the output pixels" in coverage.summary
+    assert "with the present weights" in coverage.summary
+    assert ("No training" in coverage.summary) == (expected < 1)
+    blue, orange, grey = (list(bytes.fromhex(SegStudio.PALETTE[k][1:])) for k in (0, 1, 7))
+    colors = coverage.picture[:, ::8, ::8].permute(1, 2, 0)  # (H, W, 3)
+    assert all(color == grey for color in colors[coverage.map].tolist())
+    assert all(color == orange for color in colors[~coverage.map].tolist())
+    assert blue not in colors.reshape(-1, 3).tolist()
+
+
+def test_a_sound_network_is_said_to_be_sound(small_net):
+    coverage = Segmentation.probe_output_coverage(small_net(upsampling="dense"), (32, 32))
+    assert coverage.now.all()
+    assert coverage.summary == "The image reaches 100% of the output pixels."
+    strided = Segmentation.probe_output_coverage(small_net(), (32, 32))
+    assert strided.summary == (
+        "The image reaches 25% of the output pixels. No training can make the other 75% follow "
+        "the image: no path leads to them, except through averages of the whole image."
+    )
+
+
+def test_one_pixel_of_many_is_not_rounded_away():
+    class AllButOne(nn.Module):
+        def forward(self, x):
+            x = x.clone()
+            x[:, :, 5, 7] = 3
+            return x
+
+    coverage = Segmentation.probe_output_coverage(AllButOne(), (64, 64))
+    assert coverage.map.sum() == 64 * 64 - 1
+    assert "99.98%" in coverage.summary
+    assert "0.02%" in coverage.summary
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(small_net, value):
+    net = small_net()
+    with torch.no_grad():
+        net.skip64usUP.convoT1.weight[0, 0] = value
+    with pytest.raises(ValueError, match=r"not finite: skip64usUP\.convoT1\.weight .*") as caught:
+        Segmentation.probe_output_coverage(net, (32, 32))
+    assert "\n" not in str(caught.value)
+
+
+def test_outputs_that_are_not_finite_are_refused():
+    net = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU())
+    net[1].forward = lambda x: x / 0
+    with pytest.raises(ValueError, match="output of the network is not finite"):
+        Segmentation.probe_output_coverage(net, (16, 16))
+
+
+class ActiveDropout(nn.Module):
+    """A student's slip: F.dropout is active unless it is told otherwise."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return nn.functional.dropout(self.net(x), 0.5)
+
+
+def test_a_network_that_draws_random_numbers_is_refused(small_net):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with pytest.raises(ValueError, match="two outputs for one image.*dropout") as caught:
+        Segmentation.probe_output_coverage(ActiveDropout(small_net()), (32, 32))
+    assert "\n" not in str(caught.value)
+    net = small_net()
+    torch.manual_seed(5)
+    Segmentation.probe_output_coverage(net, (32, 32))
+    assert torch.equal(torch.rand(3), expected), "the probe leaves torch's random numbers alone"
+
+
+class Answers(nn.Module):
+    """Returns its network's output in another form."""
+
+    def __init__(self, net, form):
+        super().__init__()
+        self.net, self.form = net, form
+
+    def forward(self, x):
+        return self.form(self.net(x))
+
+
+FORMS = {
+    "tuple": lambda y: (y, y.mean()),
+    "list of scales": lambda y: [y, y[:, :, ::2, ::2]],
+    "dict of logits": lambda y: {"loss": None, "logits": y},
+    "torchvision": lambda y: {"aux": y[:, :, ::2], "out": y},
+    "dict of another name": lambda y: {"loss": y.sum(), "masks": y},
+    "nested": lambda y: ({"logits": y}, y.sum()),
+    "without channels": lambda y: y[:, 0],
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_outputs_of_any_form(small_net, form):
+    coverage = Segmentation.probe_output_coverage(Answers(small_net(), form), (32, 48))
+    assert coverage.fraction == 0.25
+    assert coverage.map.shape == (32, 48)
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        (lambda y: None, "NoneType"),
+        (lambda y: {"loss": y.sum()}, "dict"),
+        (lambda y: y.argmax(dim=1), "torch.int64"),
+        (lambda y: y > 0, "torch.bool"),
+    ],
+)
+def test_what_is_no_output_of_segmentation_is_refused(small_net, form, name):
+    with pytest.raises(ValueError, match=f"returns .*{name}.*") as caught:
+        Segmentation.probe_output_coverage(Answers(small_net(), form), (32, 32))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("upsampling", "expected"), [("strided", 0.25), ("dense", 1.0)])
+def test_networks_in_bf16(small_net, upsampling, expected):
+    net = small_net(upsampling=upsampling).bfloat16()
+    coverage = Segmentation.probe_output_coverage(net, (32, 32))
+    assert coverage.fraction == expected
+    assert torch.equal(coverage.now, coverage.map)
+
+
+def test_the_probe_gives_the_weights_back_untouched(small_net):
+    net = small_net()
+    net.features = net(images())  # a tensor with a gradient: the network cannot be copied
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    places = [p.data_ptr() for p in net.parameters()]
+    Segmentation.probe_output_coverage(net, (32, 32))
+    assert [p.data_ptr() for p in net.parameters()] == places
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
+    net.features.sum().backward()  # a graph of the caller's stays valid
+
+
+def test_the_probe_gives_the_weights_back_when_it_is_interrupted(small_net):
+    net, calls = small_net(), []
+    state = copy.deepcopy(net.state_dict())
+
+    def interrupt(module, args):
+        calls.append(1)
+        if not torch.equal(module.conv_in.weight, state["conv_in.weight"]):
+            raise KeyboardInterrupt
+
+    net.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Segmentation.probe_output_coverage(net, (32, 32))
+    assert calls
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
 
 
 # ---- DLStudio itself, where it is installed -----------------------------------------------------

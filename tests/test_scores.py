@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,6 +115,7 @@ def test_sums_of_scores_are_scores_of_both():
     second.update(pred[2:], mask[2:])
     total = first + second
     assert torch.equal(total.counts[:, :8], whole.counts[:, :8])
+    torch.testing.assert_close(total.confusion, whole.confusion)
     torch.testing.assert_close(total.counts, whole.counts)  # sums of fractions may round
     assert total.class_names == ("a", "b", "c")
     assert first.images == 2, "adding changes neither"
@@ -196,6 +200,8 @@ def test_a_class_that_neither_has_is_left_out_of_the_mean():
         "iou": None, "dice": None, "pixel_accuracy": 1.0, "boundary_iou": None
     }  # fmt: skip
     assert found["mean_iou"] == found["classes"]["seen"]["iou"] == 0.5
+    accuracies = [found["classes"][name]["pixel_accuracy"] for name in ("seen", "absent")]
+    assert found["pixel_accuracy"] == sum(accuracies) / 2, "here the absent class counts"
     assert found["per_image_mean_iou"] == 0.5
     assert ious.tolist() == [0.5]
 
@@ -257,6 +263,138 @@ def test_with_a_category_each_image_counts_for_its_class():
     assert found["images"] == 6
 
 
+# ---- torchmetrics -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_equals_torchmetrics(seed):
+    """Its multilabel scores of whole sets, and its segmentation scores of single images."""
+    classification = pytest.importorskip("torchmetrics.classification")
+    segmentation = pytest.importorskip("torchmetrics.segmentation")
+    pred, mask = blobs(n=5, seed=seed), blobs(n=5, seed=seed + 10)
+    pred[1, 2] = mask[1, 2] = False  # a pair that has no IoU
+    scores = Scores("abc")
+    ious = scores.update(pred, mask)
+    found = scores.compute()
+    for metric, theirs in (
+        ("iou", classification.MultilabelJaccardIndex),
+        ("dice", classification.MultilabelF1Score),
+        ("pixel_accuracy", classification.MultilabelAccuracy),
+    ):
+        expected = theirs(3, average="none")(pred.int(), mask.int()).tolist()
+        assert [found["classes"][name][metric] for name in "abc"] == pytest.approx(expected), metric
+    dice = segmentation.DiceScore(
+        3, include_background=True, average="none", aggregation_level="global"
+    )
+    expected = dice(pred.int(), mask.int()).tolist()
+    assert [found["classes"][name]["dice"] for name in "abc"] == pytest.approx(expected)
+    of_images = torch.stack([
+        segmentation.MeanIoU(3, include_background=True)(p[None].int(), m[None].int())
+        for p, m in zip(pred, mask, strict=True)
+    ])  # fmt: skip
+    torch.testing.assert_close(ious.float(), of_images)
+
+
+def test_the_page_shows_the_comparison_with_torchmetrics():
+    pytest.importorskip("torchmetrics")
+    doc = Path(__file__).resolve().parents[1] / "doc"
+    script = runpy.run_path(str(doc / "scripts" / "scores_torchmetrics.py"))
+    shown = (doc / "scores.md").read_text(encoding="utf-8")
+    for line in script["lines"]():
+        assert line.strip() in shown
+        numbers = re.findall(r"\d\.\d{6}", line)
+        assert numbers[::2] == numbers[1::2], "ours and theirs"
+
+
+# ---- the confusion matrix -----------------------------------------------------------------------
+
+
+def loop_confusion(pred, mask):
+    """The rule of the docstring, pixel by pixel: {(true, predicted): pixels}, 0 is background."""
+    n, c, height, width = pred.shape
+    counts = np.zeros((c + 1, c + 1))
+    for image in range(n):
+        for y in range(height):
+            for x in range(width):
+                true = {k for k in range(c) if mask[image, k, y, x]}
+                predicted = {k for k in range(c) if pred[image, k, y, x]}
+                for t in true or {None}:
+                    answers = predicted - (true - {t})
+                    row = 0 if t is None else t + 1
+                    for answer in answers:
+                        counts[row, answer + 1] += 1 / len(answers)
+                    if not answers:
+                        counts[row, 0] += 1
+    return counts
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_confusion_equals_the_loop(seed):
+    pred, mask = blobs(seed=seed), blobs(seed=seed + 10)  # classes overlap in both
+    scores = Scores("abc")
+    scores.update(pred[:3], mask[:3])
+    scores.update(pred[3:], mask[3:])
+    expected = loop_confusion(pred, mask)
+    np.testing.assert_allclose(scores.confusion.numpy(), expected, rtol=1e-5)
+    shares = scores.compute()["confusion"]
+    assert list(shares) == ["background", "a", "b", "c"]
+    for row, name in zip(expected, shares, strict=True):
+        assert list(shares[name]) == ["background", "a", "b", "c"]
+        assert list(shares[name].values()) == pytest.approx((row / row.sum()).tolist(), rel=1e-5)
+
+
+def test_confusion_by_hand():
+    """A star is taken for a disk, a part of it for both; a disk is missed; nothing is invented."""
+    mask = torch.zeros(1, 2, 2, 4, dtype=torch.bool)
+    pred = mask.clone()
+    mask[0, 1, 0] = True  # four pixels of a star
+    pred[0, 0, 0, :3] = True  # three of them: disk
+    pred[0, 1, 0, 2] = True  # one of these also: star
+    mask[0, 0, 1, 0] = True  # one pixel of a disk, not predicted
+    scores = Scores(("disk", "star"))
+    scores.update(pred, mask)
+    assert scores.compute()["confusion"] == {
+        "background": {"background": 1, "disk": 0, "star": 0},
+        "disk": {"background": 1, "disk": 0, "star": 0},
+        "star": {"background": 1 / 4, "disk": 2.5 / 4, "star": 0.5 / 4},
+    }
+
+
+def test_confusion_counts_overlapping_masks_that_are_right_as_right():
+    both = torch.ones(1, 2, 3, 3, dtype=torch.bool)
+    scores = Scores(("dog", "collar"))
+    scores.update(both, both)
+    shares = scores.compute()["confusion"]
+    assert shares["dog"]["dog"] == shares["collar"]["collar"] == 1
+    assert "background" not in shares, "no pixel is background"
+
+
+def test_confusion_of_one_channel_says_what_was_found_of_each_class():
+    mask = torch.ones(2, 1, 2, 2, dtype=torch.bool)
+    pred = mask.clone()
+    mask[0, :, 0], pred[1, :, :, 0] = False, False
+    scores = Scores(("cake", "dog", "train"))
+    scores.update(pred, mask, torch.tensor([0, 2]))
+    expected = {
+        "background": {"background": 0, "object": 1},
+        "cake": {"background": 0, "object": 1},
+        "train": {"background": 0.5, "object": 0.5},
+    }
+    assert scores.compute()["confusion"] == expected
+    assert (scores + Scores(("cake", "dog", "train"))).compute()["confusion"] == expected
+
+
+def test_a_class_may_be_called_background():
+    mask = torch.zeros(1, 2, 2, 2, dtype=torch.bool)
+    mask[:, 0, 0], mask[:, 1, 1] = True, True
+    scores = Scores(("background", "disk"))
+    scores.update(mask, mask)
+    assert scores.compute()["confusion"] == {
+        "background": {"no class": 0, "background": 1, "disk": 0},
+        "disk": {"no class": 0, "background": 0, "disk": 1},
+    }
+
+
 # ---- mistakes and the table ---------------------------------------------------------------------
 
 
@@ -283,3 +421,27 @@ def test_table_shows_every_class_and_the_mean_before_and_now():
     assert lines[4].startswith("mean IoU of single images 0.750, over 1 images")
     line = now.table(before).splitlines()[1]
     assert line.split()[:4] == ["disk", "0.000", "->", "0.500"]
+
+
+def test_the_lines_under_the_table_explain_the_scores():
+    """What predicting nothing would have is counted, so that 0.97 impresses nobody."""
+    scores = Scores(("it", "absent"))
+    empty = torch.zeros_like(TRUTH)
+    scores.update(torch.cat((SHIFTED, empty), 1), torch.cat((TRUTH, empty), 1))
+    nothing = Scores(("it", "absent"))
+    nothing.update(torch.cat((empty, empty), 1), torch.cat((TRUTH, empty), 1))
+    lines = scores.explanation().splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "IoU", "Dice", "Pixel accuracy", "Boundary IoU"
+    ]  # fmt: skip
+    assert f"Predicting nothing has {nothing.compute()['pixel_accuracy']:.3f} here" in lines[2]
+    assert all(len(line) <= 100 for line in lines)
+
+
+def test_the_table_keeps_its_columns_with_long_names():
+    names = ("it", "a class with a name that is long")
+    scores = Scores(names)
+    scores.update(torch.cat((SHIFTED, TRUTH), 1), torch.cat((TRUTH, TRUTH), 1))
+    lines = str(scores).splitlines()[:-1]
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2].startswith(f"{names[1]} ")

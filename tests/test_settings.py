@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from SegStudio import SegStudio
@@ -258,6 +260,78 @@ def test_display_numbers_its_pictures_and_takes_bytes_and_gradients(tmp_path):
     dls.display_tensor_as_image(torch.rand(20, 30, requires_grad=True))
     names = sorted(path.name for path in (tmp_path / "r").glob("*.png"))
     assert names == ["display-001.png", "display-002.png"]
+
+
+def test_display_says_where_the_picture_went(tmp_path, capsys):
+    dls = SegStudio(results_dir=tmp_path, run_name="r")
+    dls.display_tensor_as_image(torch.rand(3, 8, 8), "batch 1")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert str(tmp_path / "r" / "display-001-batch-1.png") in line
+
+
+@pytest.mark.parametrize("channels", [3, 1, None])
+def test_display_shows_true_as_white(tmp_path, channels):
+    dls = SegStudio(results_dir=tmp_path, run_name="r")
+    dls.display_tensor_as_image(halves(0, 1, channels).bool())
+    assert corners(tmp_path / "r" / "display-001.png") == ([0] * 3, [255] * 3)
+
+
+def test_display_takes_a_number_as_title(tmp_path):
+    dls = SegStudio(results_dir=tmp_path, run_name="r")
+    dls.display_tensor_as_image(torch.rand(3, 8, 8), 7)
+    assert (tmp_path / "r" / "display-001-7.png").exists()
+
+
+def fake_ipython(monkeypatch, shell):
+    """IPython as a notebook has it loaded; returns the list of what it was asked to show."""
+    shown = []
+    display = types.ModuleType("IPython.display")
+    display.display = shown.append
+    display.Image = lambda filename: ("image", Path(filename))
+    ipython = types.ModuleType("IPython")
+    ipython.get_ipython = lambda: shell
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    return shown
+
+
+def test_in_a_notebook_a_displayed_tensor_appears_inline(tmp_path, monkeypatch):
+    shown = fake_ipython(monkeypatch, types.SimpleNamespace(kernel=object()))
+    dls = SegStudio(results_dir=tmp_path, run_name="r")
+    dls.display_tensor_as_image(halves(0.2, 0.8, 3))
+    path = tmp_path / "r" / "display-001.png"
+    assert shown == [("image", path)]
+    assert corners(path) == ([51] * 3, [204] * 3)
+
+
+def test_in_a_notebook_with_show_a_picture_appears_once(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    shown = fake_ipython(monkeypatch, types.SimpleNamespace(kernel=object()))
+    monkeypatch.setattr(plt, "show", lambda: shown.append("by pyplot"))
+    monkeypatch.setattr(plt, "figure", Figure)  # pyplot would ask the shell for more
+    dls = SegStudio(results_dir=tmp_path, run_name="r", show=True)
+    dls.display_tensor_as_image(torch.rand(3, 8, 8))
+    assert shown == ["by pyplot"]
+
+
+@pytest.mark.parametrize("shell", [None, types.SimpleNamespace()], ids=["no shell", "a terminal"])
+def test_outside_a_notebook_nothing_is_shown_inline(tmp_path, monkeypatch, shell):
+    shown = fake_ipython(monkeypatch, shell)
+    SegStudio(results_dir=tmp_path, run_name="r").display_tensor_as_image(torch.rand(3, 8, 8))
+    assert shown == []
+
+
+def test_display_does_not_import_ipython(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+
+    class Refuse:
+        def find_spec(self, name, path=None, target=None):
+            assert not name.startswith("IPython"), "it imports IPython"
+
+    monkeypatch.setattr(sys, "meta_path", [Refuse(), *sys.meta_path])
+    SegStudio(results_dir=tmp_path, run_name="r").display_tensor_as_image(torch.rand(3, 8, 8))
+    assert (tmp_path / "r" / "display-001.png").exists()
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 8, 8), (1, 3, 8, 8), (8, 8, 3)])

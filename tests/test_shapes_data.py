@@ -240,13 +240,14 @@ def test_items_can_be_filtered_as_a_dict(tmp_path):
     check(dataset, items[1::2])
 
 
-def test_assigned_items_are_checked(tmp_path):
+def test_assigned_items_are_checked_when_they_are_read(tmp_path):
     dataset = load(pack([make_items(), LABELS], tmp_path / NAME))
     items = make_items(3)
     items[2][3] = items[2][3][:4]
-    with pytest.raises(ValueError, match="4 planes instead of 5"):
-        dataset.dataset = items
-    check(dataset, make_items())
+    dataset.dataset = items
+    assert dataset[1]["mask_tensor"].shape == (5, 64, 64)
+    with pytest.raises(ValueError, match="item 2 .*4 planes instead of 5"):
+        dataset[2]
 
 
 @pytest.mark.slow

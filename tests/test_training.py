@@ -135,7 +135,7 @@ def test_a_run_folder_holds_what_design_says(experiment, small_net):
     names = {path.name for path in segmenter.dl_studio.run_dir.iterdir()}
     assert names == {
         "settings.json", "losses.csv", "metrics.json", "log.txt", "model.pt", "loss.png",
-        "test-batch-001.png", "worst.png",
+        "test-batch-001.png", "predictions-001.png", "worst.png", "confusion.png",
     }  # fmt: skip
     settings = json.loads((segmenter.dl_studio.run_dir / "settings.json").read_text())
     assert settings["settings"]["momentum"] == 0.7
@@ -350,6 +350,21 @@ def test_terms_are_means_over_the_interval(experiment, small_net):
     for row in rows(segmenter):
         assert float(row["mse"]) + float(row["dice"]) == pytest.approx(float(row["loss"]))
         assert float(row["grad_norm_mse"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "terms"),
+    [("Combined", ("mse", "dice")), ("MAE+Dice", ("mae", "dice")), ("BCEDice", ("bce", "dice"))],
+)
+def test_every_loss_of_several_terms_adds_them_and_their_gradient_norms(
+    experiment, small_net, loss, terms
+):
+    segmenter = experiment(train=8)
+    train(segmenter, small_net(), loss, log_every=1)
+    for row in rows(segmenter):
+        for term in terms:
+            assert float(row[term]) > 0
+            assert float(row[f"grad_norm_{term}"]) > 0
 
 
 # ---- a loss that is not finite ------------------------------------------------------------------
@@ -596,12 +611,18 @@ def test_a_picture_for_every_50th_batch_and_the_worst(experiment, small_net, cap
 
 def test_the_worst_images_are_the_worst_and_numbered(trained, monkeypatch):
     segmenter, net = trained
-    ious, kept = [], []
+    ranks, kept = [], []
     monkeypatch.setattr(segmenter, "save_worst_figure", kept.extend)
     segmenter.run_code_for_testing_semantic_segmentation(net)
-    segmenter.score(net, on_batch=lambda *given: ious.extend(given[-1].tolist()))
-    expected = sorted((iou, number) for number, iou in enumerate(ious) if not math.isnan(iou))[:4]
-    assert [(iou, number) for iou, number, _, _ in kept] == expected
+
+    def rank(number, batch, output, pred, ious):
+        wrong = (pred != (batch["mask_tensor"] > 0)).flatten(1).sum(dim=1)
+        for iou, pixels in zip(ious.tolist(), wrong.tolist(), strict=True):
+            ranks.append((iou, -pixels, len(ranks)))
+
+    segmenter.score(net, on_batch=rank)
+    expected = sorted(entry for entry in ranks if not math.isnan(entry[0]))[:4]
+    assert [(iou, number) for iou, number, _, _ in kept] == [(i, n) for i, _, n in expected]
     for _, number, item, pred in kept:
         assert torch.equal(item["image"], segmenter.dataserver_test[number]["image"])
         assert pred.shape == (5, 32, 32)
@@ -719,15 +740,6 @@ def test_the_grid_is_dlstudios(tiny_shapes, n):
     assert torch.equal(output, given["output"])
 
 
-def test_an_overlay_shows_pixels_of_several_classes_in_colour():
-    image = torch.full((3, 8, 8), 100.0)
-    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
-    masks[0, :, :6] = True
-    masks[1, :, 2:] = True
-    picture = Segmentation.overlay(image, masks)
-    assert (picture[:, :, 3:5].amax(dim=0) > 60).all(), "the overlap is not black"
-
-
 @pytest.mark.parametrize(("hidden", "expected"), [("AVX2", False), ("ALL", True), (None, True)])
 def test_auto_precision_heeds_a_cpu_that_is_hidden_in_part(monkeypatch, hidden, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
@@ -735,3 +747,155 @@ def test_auto_precision_heeds_a_cpu_that_is_hidden_in_part(monkeypatch, hidden, 
     if hidden:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", hidden)
     assert backstage.use_bf16("auto", torch.device("cpu")) is expected
+
+
+# ---- the caller's network -----------------------------------------------------------------------
+
+AGAIN = "This network was trained before"
+
+
+def test_a_second_training_of_one_network_is_said_once_with_the_remedy(
+    experiment, small_net, capsys
+):
+    segmenter = experiment()
+    net = small_net()
+    segmenter.run_code_for_training_for_semantic_segmentation(net)
+    segmenter.run_code_for_testing_semantic_segmentation(net)
+    assert AGAIN not in capsys.readouterr().out
+    segmenter.custom_run_code_for_training_for_semantic_segmentation(net, "Dice")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if AGAIN in line]
+    assert "new network" in line
+    assert "copy.deepcopy" in line
+
+
+def test_networks_that_start_afresh_are_not_called_trained(experiment, small_net, capsys, tmp_path):
+    segmenter = experiment()
+    first = small_net()
+    untrained = copy.deepcopy(first)
+    train = segmenter.run_code_for_training_for_semantic_segmentation
+    train(first)
+    train(small_net())
+    train(untrained)
+    loaded = segmenter.load_model(small_net())  # fine-tuning: the script says so itself
+    train(loaded)
+    assert AGAIN not in capsys.readouterr().out
+    train(copy.deepcopy(first))
+    assert AGAIN in capsys.readouterr().out
+
+
+def test_a_network_whose_training_never_began_is_not_called_trained(experiment, capsys):
+    segmenter = experiment()
+    train = segmenter.run_code_for_training_for_semantic_segmentation
+    net = segmenter.mUnet(depth=2, width=4)
+    net.forward = lambda x: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        train(net)
+    del net.forward
+    train(net)
+    assert AGAIN not in capsys.readouterr().out
+
+
+def test_resuming_is_no_second_training(experiment, small_net, capsys):
+    """In one process, as a notebook resumes: the interrupted network itself goes on."""
+    segmenter = experiment(epochs=2)
+    net = small_net()
+    steps = iter(range(100))
+
+    def interrupt(images, masks):
+        if next(steps) == 4:
+            raise KeyboardInterrupt
+        return images, masks
+
+    train = segmenter.custom_run_code_for_training_for_semantic_segmentation
+    with pytest.raises(KeyboardInterrupt):
+        train(net, augment=interrupt)
+    train(net, resume=True)
+    assert AGAIN not in capsys.readouterr().out
+
+
+class Travelling(nn.Module):
+    """Stands for a network on a machine with a GPU: it records where it is sent.
+
+    No GPU is needed: "cpu:1" is a second place whose tensors are those of the CPU.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 5, 1)
+        self.place = "home"
+        self.places = ["home"]
+        self.places_of_outputs = set()
+
+    def to(self, *args, **options):
+        for place in args:
+            if str(place) != self.place:
+                self.place = str(place)
+                self.places.append(self.place)
+        return self
+
+    def forward(self, x):
+        self.places_of_outputs.add(self.place)
+        return self.layer(x)
+
+
+@pytest.fixture
+def gpu_experiment(experiment, monkeypatch):
+    segmenter = experiment()
+    segmenter.dl_studio.device = torch.device("cpu:1")
+    original = backstage.device_of
+    monkeypatch.setattr(
+        backstage, "device_of", lambda module: getattr(module, "place", original(module))
+    )
+    return segmenter
+
+
+def test_training_and_testing_leave_the_network_on_its_own_device(gpu_experiment):
+    net = Travelling()
+    gpu_experiment.custom_run_code_for_training_for_semantic_segmentation(
+        net, evaluate_every=1, evaluate_on=0.5
+    )
+    assert net.places == ["home", "cpu:1", "home"]
+    gpu_experiment.run_code_for_testing_semantic_segmentation(net)
+    assert net.places == ["home", "cpu:1"] * 2 + ["home"]
+    gpu_experiment.infer(net, torch.zeros(1, 3, 32, 32))
+    gpu_experiment.predict_image(net, Image.new("RGB", (50, 40)))
+    assert net.places[-1] == "home"
+    assert net.places_of_outputs == {"cpu:1"}
+
+
+def test_a_training_that_fails_leaves_the_network_on_its_own_device(gpu_experiment):
+    net = Travelling()
+
+    def interrupt(images, masks):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gpu_experiment.custom_run_code_for_training_for_semantic_segmentation(
+            net, augment=interrupt
+        )
+    assert net.places == ["home", "cpu:1", "home"]
+
+
+def test_a_model_is_saved_from_the_device_that_its_network_came_from(gpu_experiment, monkeypatch):
+    """A file of CPU tensors also loads on a machine without a GPU."""
+    net, places = Travelling(), []
+    monkeypatch.setattr(gpu_experiment, "save_model", lambda model: places.append(model.place))
+    gpu_experiment.run_code_for_training_for_semantic_segmentation(net)
+    assert places == ["home"]
+
+
+def test_the_device_of_a_module():
+    assert backstage.device_of(nn.Conv2d(1, 1, 1)) == torch.device("cpu")
+    assert backstage.device_of(nn.Conv2d(1, 1, 1, device="meta")) == torch.device("meta")
+    assert backstage.device_of(nn.BatchNorm2d(1, affine=False)) == torch.device("cpu")
+    assert backstage.device_of(nn.MSELoss()) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_students_own_cpu_loop_works_after_training(experiment, small_net):
+    segmenter = experiment(use_gpu=True)
+    net = small_net()
+    segmenter.run_code_for_training_for_semantic_segmentation(net)
+    segmenter.run_code_for_testing_semantic_segmentation(net)
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, 32, 32)).is_cpu
