@@ -1749,24 +1749,28 @@ class TrainingRecorder:
 
     def correct_estimate(self):
         """Log the time left again if the last interval was much faster or slower than expected."""
-        each = (self.history.seconds - self.logged_at) / self.count
-        if self.expected_end is None:
+        number = self.iterations_left()
+        if self.expected_end is None or not number:
             return
+        each = (self.history.seconds - self.logged_at) / self.count
         expected = self.expected_end - self.history.seconds
-        left = (self.iterations - self.history.iterations) * each
-        if abs(left - expected) > max(60, max(left, expected) / 3):
+        if abs(number * each - expected) > max(60, max(number * each, expected) / 3):
             self.log_time_left(each)
 
     def log_time_left(self, each):
         """Log the time left at `each` seconds for an iteration."""
-        if self.iterations is None:
+        number = self.iterations_left()
+        if not number:
             return
-        number = self.iterations - self.history.iterations
         self.expected_end = self.history.seconds + number * each
         self.dl_studio.log(
             f"Training takes about {number * each / 60:.1f} more minutes: {number} iterations of "
             f"{1000 * each:.0f} ms"
         )
+
+    def iterations_left(self):
+        """The number of further iterations; None in a training that is bounded by time."""
+        return None if self.iterations is None else self.iterations - self.history.iterations
 
     @contextlib.contextmanager
     def off_the_clock(self):
