@@ -9,8 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 from coco_outlines import outline_fault
-from coco_progress import progress_bar
 from pycocotools.coco import COCO
+
+from SegStudio.backstage import progress_bar
 
 MAX_PIXELS = 50_000_000  # of one image: a larger one could fill the memory
 ROUNDING = 1.0  # pixels that a box may lie outside its image, because annotators round
@@ -82,7 +83,7 @@ class CocoAnnotations:
         return data
 
     def _bar(self, items=None, **options):
-        return progress_bar(items, show=self.progress, **options)
+        return progress_bar(items, disable=not self.progress, **options)
 
     def _report(self, kind, number, reason):
         # ascii(): a hostile name may contain codes that control a terminal.

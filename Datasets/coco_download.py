@@ -22,13 +22,13 @@ from pathlib import Path
 import requests
 from coco_annotations import is_web_address
 from coco_images import read_image
-from coco_progress import progress_bar
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3.exceptions import InvalidHeader, MaxRetryError, ProtocolError
 from urllib3.util import Retry
 
 from SegStudio import SegStudio
+from SegStudio.backstage import progress_bar
 
 # COCO's host has no certificate, but its storage has one: the same files, by HTTPS.
 COCO_HOST = "http://images.cocodataset.org/"
@@ -332,7 +332,7 @@ class CocoDownloader:
             tqdm.write(f"No answer, or no complete one; trying again in {seconds:.0f} s.")
 
     def _bar(self, items=None, **options):
-        return progress_bar(items, show=self.progress, **options)
+        return progress_bar(items, disable=not self.progress, **options)
 
 
 def not_fetched(url, reason, kind=DownloadError):

@@ -17,10 +17,10 @@ import numpy as np
 import pycocotools.mask
 import skimage.draw
 import skimage.filters
-from coco_progress import progress_bar
 from PIL import Image
 
 from SegStudio import SegStudio
+from SegStudio.backstage import progress_bar
 
 DESCRIPTION = "SYNTHETIC: drawn by SegStudio, it is not COCO"
 CATEGORIES = {1: "person", 4: "motorcycle", 18: "dog", 61: "cake", 64: "potted plant"}
@@ -158,7 +158,7 @@ def draw_synthetic_coco(folder, split, num_images, *, seed=0, workers=1, progres
         try:
             tasks = pool.map(draw, range(len(kinds)))
             bar = progress_bar(
-                tasks, show=progress, desc=f"drawing {split}", total=len(kinds), unit="image"
+                tasks, disable=not progress, desc=f"drawing {split}", total=len(kinds), unit="image"
             )
             for record, objects in bar:
                 images.append(record)

@@ -31,11 +31,11 @@ from pathlib import Path
 from coco_annotations import CocoAnnotations, is_id, is_web_address
 from coco_download import CocoDownloader, DownloadError
 from coco_images import find_image, read_image
-from coco_progress import progress_bar
 from coco_single_object import CocoSelection, resized_image_and_mask
 from coco_synthetic import CATEGORIES, draw_synthetic_coco, rejected_images
 
 from SegStudio import SegStudio
+from SegStudio.backstage import progress_bar
 
 CLASSES = ("cake", "dog", "motorcycle")
 OFFICIAL = {"train": "instances_train2017.json", "test": "instances_val2017.json"}
@@ -104,7 +104,7 @@ class CocoPreparer:
             try:
                 tasks = pool.map(lambda sample: self._write_sample(*sample, images, part), samples)
                 bar = progress_bar(
-                    tasks, show=progress, desc=f"preparing {self.split}", total=len(samples),
+                    tasks, disable=not progress, desc=f"preparing {self.split}", total=len(samples),
                     unit="image",
                 )  # fmt: skip
                 records = [record for record in bar if record]

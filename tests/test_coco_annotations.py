@@ -155,8 +155,7 @@ def test_every_step_of_a_large_file_has_a_progress_bar(synthetic, monkeypatch):
     bars = {}
 
     def noted(items=None, **options):
-        options |= {"mininterval": 0, "miniters": 1, "file": io.StringIO(), "disable": False}
-        options.pop("show")
+        options |= {"mininterval": 0, "miniters": 1, "file": io.StringIO()}
         bars[options["desc"]] = tqdm(items, **options)
         return bars[options["desc"]]
 
