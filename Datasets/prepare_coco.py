@@ -423,8 +423,8 @@ def main(argv=None):
         print(f"prepare_coco: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # of writing
-        advice = "make room, or give another folder by --out"
-        print(f"prepare_coco: {error}: {advice}", file=sys.stderr)
+        advice = "" if "--out" in str(error) else ": make room, or give another folder by --out"
+        print(f"prepare_coco: {error}{advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

@@ -54,10 +54,10 @@ def draw(folder, size):
         for split in SPLITS:
             prepare_coco.prepare(options, split)
     except OSError as error:
-        raise OSError(
-            f"the synthetic set could not be drawn ({error}): make room there, or give another "
-            f"folder by --dataroot"
-        ) from error
+        advice = ": make room there, or give another folder by --dataroot"
+        if "--dataroot" in str(error):  # of a full disk
+            advice = ""
+        raise OSError(f"the synthetic set could not be drawn: {error}{advice}") from error
 
 
 def is_prepared(folder):

@@ -249,7 +249,7 @@ def why_not_written(error, folder):
     if full:
         return (
             "the disk is full: make room, or give a folder elsewhere, --results-dir for runs, "
-            "--dataroot for data"
+            "--dataroot for data, --out for prepare_coco.py"
         )
     return getattr(error, "strerror", None) or error
 

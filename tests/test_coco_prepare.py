@@ -456,6 +456,21 @@ def test_ctrl_c_while_drawing_leaves_no_folder_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_names_the_flag_that_helps_once(synthetic, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    code, problems, _ = run(
+        *("--annotations", synthetic[1], "--images-dir", synthetic[0], "--out", tmp_path / "out")
+    )
+    assert code == 2
+    assert len(problems) == 1
+    assert "the disk is full" in problems[0]
+    assert problems[0].count("make room") == problems[0].count("--out") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_keeps_the_set_that_was_there(tmp_path, monkeypatch):
     few = ("--synthetic", "--synthetic-images", 1, "--image-size", 8, "--out", tmp_path)
     assert run(*few)[0] == 0
