@@ -355,7 +355,7 @@ def test_the_readmes_script_loads_trains_and_tests(tmp_path, run_script):
     # The README's table of a run's files has them all.
     table = (ROOT / "README.md").read_text(encoding="utf-8").partition("A run writes one folder")[2]
     cells = re.findall(r"^\| (`.+?) \|", table.partition("\n\n[")[0], re.MULTILINE)
-    named = re.findall(r"`(.+?)`", " ".join(cells))
+    named = re.findall(r"`(.+?)`", " ".join(cells).replace("NNN", "*"))
     for path in (tmp_path / "runs" / "my_script").iterdir():
         assert any(path.match(pattern) for pattern in named), path.name
 
