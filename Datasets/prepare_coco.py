@@ -255,7 +255,7 @@ def refuse_folder_without_images(folder, records):
     names = [record["file_name"] for record in records]
     if not names or any(os.path.lexists(folder / name) for name in names):
         return
-    near = sorted({*folder.resolve().parent.iterdir(), *folder.iterdir()})
+    near = (*sorted(folder.iterdir()), *sorted(folder.resolve().parent.iterdir()))
     found = next((path for path in near if os.path.lexists(path / names[0])), None)
     right = "the folder that holds them" if found is None else found
     raise ValueError(

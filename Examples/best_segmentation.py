@@ -45,7 +45,7 @@ def main():
     )
     seconds = 60 if flags.quick else 600
     if flags.seconds is not None:
-        if not flags.seconds > 0:
+        if not 0 < flags.seconds < math.inf:
             raise ValueError(f"--seconds is above 0, not {flags.seconds:g}")
         seconds = flags.seconds
     dls = SegStudio(

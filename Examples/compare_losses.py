@@ -12,9 +12,10 @@ Without names the script compares like with like: runs of the homework's network
 same data, with the same schedule. It says which runs it leaves out, and why.
 One run of each loss does not show which is best: with another seed the order can change. So
 the script names a best (or worst) case only if its range over several seeds lies above (or below)
-all others.
+all others, and if runs that are bounded by time have about as many iterations.
 """
 
+import argparse
 import re
 from pathlib import Path
 
@@ -189,7 +190,7 @@ def warn_of_unequal_lengths(runs):
     return [
         f"The runs are bounded by time and had from {short.iterations} ({short.name}) to "
         f"{long.iterations} ({long.name}) iterations, because the computer was not equally fast: "
-        f"a part of the differences comes from that."
+        f"a part of the differences comes from that, so no best case is named."
     ]
 
 
@@ -263,6 +264,8 @@ def draw_curves(axes, curves, **style):
     if len(curves) > 1:
         low, high = values.min(axis=0), values.max(axis=0)
         axes.fill_between(shortest, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        if len(shortest) == 1:  # a band would have no width
+            axes.vlines(shortest, low, high, color=style["color"], linewidth=2)
 
 
 def draw(dls, cases, best=None, worst=None):
@@ -307,10 +310,15 @@ def draw(dls, cases, best=None, worst=None):
 
 
 def main():
-    flags = SegStudio.example_flags(
-        __doc__,
-        extra={"runs": {"nargs": "*", "help": "folders in the results folder; default: see above"}},
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add = parser.add_argument
+    add("runs", nargs="*", help="runs in the results folder, or paths; default: see above")
+    add("--results-dir", default="runs", metavar="DIR", help="folder of all runs")
+    add("--run-name", metavar="NAME", help="folder of the plots in it; default: a new one")
+    add("--show", action="store_true", help="open a window for the plots")
+    flags = parser.parse_args()
     runs = read_runs(flags.results_dir, flags.runs)
     if flags.runs:
         left_out, remarks = [], explain_differences(runs)
@@ -320,7 +328,7 @@ def main():
     lines = [f"Left out: {run.name} ({why})" for run, why in left_out]
     if not runs:
         raise ValueError("\n".join([*lines, "no finished run of the homework is left to compare"]))
-    dls = SegStudio(**flags.settings)
+    dls = SegStudio(results_dir=flags.results_dir, run_name=flags.run_name, show=flags.show)
     for line in (*lines, *remarks):
         dls.log(line)
     if not remarks:
@@ -328,7 +336,9 @@ def main():
     cases = group_by_case(runs)
     dls.log(make_table(cases))
     best, worst, sentences = find_best_and_worst(cases)
-    for sentence in (*warn_of_unequal_lengths(runs), *sentences):
+    if warning := warn_of_unequal_lengths(runs):
+        best, worst, sentences = None, None, warning
+    for sentence in sentences:
         dls.log(sentence)
     unscored = [run.name for run in runs if not curves_of([run], "mean_iou")]
     if unscored:

@@ -39,6 +39,8 @@ from torchvision.transforms.v2 import functional
 from SegStudio import SegStudio
 
 IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+# Pillow knows more formats. For one of them, EPS, it runs the file as a program.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 SMALLEST_OBJECT = 0.0005  # of the image; smaller spots are not counted as objects
 LARGEST_OVERLAY = 1200  # pixels, the longer side
 LISTED_OBJECTS = 6  # an image with more is summarised
@@ -123,7 +125,7 @@ def read_image(file):
     """The image as 8-bit RGB, turned upright by its EXIF orientation."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about damaged EXIF data and large images
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             image.load()
             with contextlib.suppress(Exception):  # damaged EXIF data: the image may be sound
                 image = ImageOps.exif_transpose(image)

@@ -188,7 +188,8 @@ def run_experiment(experiment, seed, run_name, flags):
     elif step == "nothing":
         print(f"{folder}: {reason}")
         return
-    print(f"{folder}: {experiment.title}, seed {seed}")
+    # At once, because a COCO run is another process that prints to the same place.
+    print(f"{folder}: {experiment.title}, seed {seed}", flush=True)
     run = run_shapes if experiment.data == "shapes" else run_coco
     run(experiment, run_name, seed, flags, step)
 

@@ -1338,7 +1338,7 @@ class SegStudio:
             log_every: int = 500,
             on_log: Callable | None = None,
             evaluate_every: int | None = None,
-            evaluate_on: Dataset | float | None = None,
+            evaluate_on: Dataset | DataLoader | float | None = None,
             resume: bool = False,
         ) -> backstage.TrainingHistory:
             """Train `net` on self.train_dataloader with a loss of your choice, and save it.
@@ -1365,8 +1365,8 @@ class SegStudio:
                 log_every: iterations between two lines of the log, by default 500 as in DLStudio.
                 on_log: a function, called with (history, net) after each line of the log.
                 evaluate_every: iterations between two evaluations. They do not change the training.
-                evaluate_on: the Dataset to evaluate on, or a share of the training images, which is
-                    then left out of training. None: self.dataserver_validation.
+                evaluate_on: the Dataset or DataLoader to evaluate on, or a share of the training
+                    images, which is then left out of training. None: self.dataserver_validation.
                 resume: continue from checkpoint.pt in the run's folder, if there is one.
 
             Returns: TrainingHistory. The weights are in model.pt, and in path_saved_model if set.
@@ -1427,19 +1427,22 @@ class SegStudio:
             """The loss that DLStudio, the report or the handout call by this name."""
             if not isinstance(loss_type, str):
                 raise ValueError(f"loss_type is a name; pass {loss_type!r} as criterion=")
+            batch_size = self.dl_studio.batch_size  # a loss that a subclass brings may need it
             match loss_type.lower():
                 case "mse":
-                    return self.SegmentationLossMSE()
+                    return self.SegmentationLossMSE(batch_size)
                 case "mae":
-                    return self.SegmentationLossMAE()
+                    return self.SegmentationLossMAE(batch_size)
+                case "dice" if dice_form == "squared":
+                    return self.SegmentationLossDice(batch_size)
                 case "dice":
-                    return self.SegmentationLossDice(form=dice_form)
+                    return self.SegmentationLossDice(batch_size, form=dice_form)
                 case "combined":
-                    return self.SegmentationLossComb(dice_scale=dice_scale)
+                    return self.SegmentationLossComb(batch_size, dice_scale)
                 case "mae+dice":
-                    return self.SegmentationLossComb(dice_scale=dice_scale, base="mae")
+                    return self.SegmentationLossComb(batch_size, dice_scale, base="mae")
                 case "bcedice":
-                    return self.SegmentationLossBCEDice()
+                    return self.SegmentationLossBCEDice(batch_size)
             raise ValueError(
                 f'loss_type is "MSE", "MAE", "Dice", "Combined", "MAE+Dice" or "BCEDice", not '
                 f"{loss_type!r}; pass a loss of your own as criterion="
@@ -1553,6 +1556,8 @@ class SegStudio:
                 for batch in backstage.progress_bar(self.train_dataloader, "mean training mask"):
                     total = total + (batch["mask_tensor"] > 0).double().sum(dim=0)  # (C, H, W)
                     count += len(batch["mask_tensor"])
+            if count == 0:
+                raise ValueError("the training loader has no batch: there is no mean mask")
             share = total / count
             values = torch.tensor(self.data_spec()["mask_values"])[:, None, None]
             answers = {"all foreground": torch.ones_like(share), "mean training mask": share}

@@ -404,7 +404,7 @@ def open_cache(source, content, num_images, read_records):
             # Another process may have made and mapped the same file meanwhile.
             with contextlib.suppress(OSError, ValueError, EOFError):
                 return ImageCache(path, num_images)
-            problem = error
+            problem = getattr(error.__cause__, "strerror", None) or error
             continue
         for old in path.parent.glob(f"{glob.escape(source.name)}.v*.cache.npy"):
             if old != path:
@@ -1011,6 +1011,7 @@ def find_mask_values(loader, classes):
     with random_numbers_kept():
         first = itertools.islice(reader, 50)
         for batch in progress_bar(first, "looking for the mask values", unit="batch"):
+            check_batch(batch)
             largest = batch["mask_tensor"].amax(dim=(0, 2, 3))  # (C,)
             found = largest if found is None else torch.maximum(found, largest)
             if (found > 0).all():
@@ -1044,6 +1045,24 @@ def has_categories(loader):
     reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
     with random_numbers_kept():
         return "category" in next(iter(reader))
+
+
+def check_batch(batch):
+    """ValueError if a batch does not have the form that training and scoring read."""
+    names = ("image", "mask_tensor")
+    if not isinstance(batch, Mapping):
+        found = f"is a {type(batch).__name__}"
+    elif not all(name in batch for name in names):
+        found = f"has the keys {', '.join(map(str, batch))}"
+    elif not all(batch[name].ndim == 4 for name in names):
+        shapes = (f"{name} {tuple(batch[name].shape)}" for name in names)
+        found = f"has {' and '.join(shapes)}"
+    else:
+        return
+    raise ValueError(
+        f"a batch of the loader {found}: it must be a dict with image (N, 3, H, W) and mask_tensor "
+        f"(N, C, H, W), so an item of the dataset has them without N"
+    )
 
 
 def expects_logits(criterion):
@@ -1262,6 +1281,8 @@ def evaluation_split(segmenter, evaluate_on):
             "evaluate_every needs images to evaluate on: give evaluate_on=0.1 (a share of the "
             "training images, kept out of training) or a Dataset"
         )
+    if isinstance(dataset, DataLoader):
+        return loader, dataset
     if isinstance(dataset, numbers.Real):
         loader, dataset = hold_out(loader, dataset)
     return loader, DataLoader(
@@ -1279,6 +1300,8 @@ def loading_settings(loader):
         "multiprocessing_context", "persistent_workers",
     )  # fmt: skip
     settings = {name: getattr(loader, name) for name in names}
+    if loader.batch_sampler is None:  # its dataset makes the batches, another one makes items
+        settings["collate_fn"] = None
     if loader.num_workers:  # without workers, DataLoader refuses it
         settings["prefetch_factor"] = loader.prefetch_factor
     return settings
@@ -1357,10 +1380,16 @@ def make_optimizer(optimizer, net, dls):
         )
     if optimizer is None:
         optimizer = torch.optim.SGD(net.parameters(), lr=dls.learning_rate, momentum=dls.momentum)
-    elif isinstance(optimizer, (list, tuple)):
-        optimizer = Optimizers(optimizer)
-    elif not isinstance(optimizer, (torch.optim.Optimizer, Optimizers)):
+    if callable(optimizer):
         optimizer = optimizer(net.parameters())
+    if isinstance(optimizer, (list, tuple)):
+        optimizer = Optimizers(optimizer)
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in trained for p in net.parameters()):
+        raise ValueError(
+            f"the optimizer has no parameter of this {type(net).__name__}, so nothing would be "
+            f"trained: make an optimizer for each network"
+        )
     for each in getattr(optimizer, "optimizers", [optimizer]):
         closure = inspect.signature(each.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
@@ -1564,7 +1593,7 @@ class TrainingRecorder:
         self.history.seconds = time.perf_counter() - self.clock
         self.output, self.masks = output.detach(), masks
         for name, value in getattr(self.criterion, "latest_terms", {}).items():
-            self.terms[name] += value.detach()
+            self.terms[name] += torch.as_tensor(value).detach()
         if self.max_seconds:
             self.bar.update(int(min(self.history.seconds, self.max_seconds)) - self.bar.n)
         else:
@@ -1660,12 +1689,16 @@ class TrainingRecorder:
         if not hasattr(self.criterion, "terms"):
             return {}
         output = self.output.float().requires_grad_()
+
+        def norm(term):
+            if not term.requires_grad:
+                return 0.0
+            options = {"retain_graph": True, "materialize_grads": True}  # 0 if it ignores output
+            return torch.autograd.grad(term, output, **options)[0].norm().item()
+
         with torch.enable_grad():
             terms = self.criterion.terms(output, self.masks)
-            return {
-                name: torch.autograd.grad(term, output, retain_graph=True)[0].norm().item()
-                for name, term in terms.items()
-            }
+            return {name: norm(torch.as_tensor(term)) for name, term in terms.items()}
 
     def stop_unless_finite(self):
         bad = (~torch.isfinite(self.losses[: self.count])).nonzero()
@@ -1716,24 +1749,28 @@ class TrainingRecorder:
 
     def correct_estimate(self):
         """Log the time left again if the last interval was much faster or slower than expected."""
-        each = (self.history.seconds - self.logged_at) / self.count
-        if self.expected_end is None:
+        number = self.iterations_left()
+        if self.expected_end is None or not number:
             return
+        each = (self.history.seconds - self.logged_at) / self.count
         expected = self.expected_end - self.history.seconds
-        left = (self.iterations - self.history.iterations) * each
-        if abs(left - expected) > max(60, max(left, expected) / 3):
+        if abs(number * each - expected) > max(60, max(number * each, expected) / 3):
             self.log_time_left(each)
 
     def log_time_left(self, each):
         """Log the time left at `each` seconds for an iteration."""
-        if self.iterations is None:
+        number = self.iterations_left()
+        if not number:
             return
-        number = self.iterations - self.history.iterations
         self.expected_end = self.history.seconds + number * each
         self.dl_studio.log(
             f"Training takes about {number * each / 60:.1f} more minutes: {number} iterations of "
             f"{1000 * each:.0f} ms"
         )
+
+    def iterations_left(self):
+        """The number of further iterations; None in a training that is bounded by time."""
+        return None if self.iterations is None else self.iterations - self.history.iterations
 
     @contextlib.contextmanager
     def off_the_clock(self):

@@ -509,6 +509,8 @@ def test_a_command_that_fails_leaves_no_new_folder(synthetic, tmp_path):
 
 @pytest.mark.parametrize("given", ["", "other"], ids=["above", "beside"])
 def test_a_folder_without_the_images_is_one_sentence(tmp_path, given):
+    tmp_path = tmp_path / "alone"  # the folders beside it are searched too
+    tmp_path.mkdir()
     data = small_set(tmp_path)
     data["images"].append({**data["images"][0], "id": 2})
     data["annotations"].append({**data["annotations"][0], "id": 8, "image_id": 2})

@@ -156,14 +156,18 @@ def test_the_table_shows_the_spread_over_the_seeds(tmp_path):
 def test_runs_bounded_by_time_show_how_many_iterations_they_had(run_main, tmp_path, capsys):
     """On a busy or slower computer a run of the same time is shorter: not like with like."""
     for name, loss, iterations in (("a", "MSE", 100), ("b", "Dice", 180)):
-        folder = make_run(tmp_path / "runs" / name, loss=loss, images=2000, max_seconds=35)
+        for seed in (1, 2):
+            more = {"loss": loss, "images": 2000, "max_seconds": 35, "iou": iterations / 1000}
+            make_run(tmp_path / "runs" / f"{name}_{seed}", seed=seed, **more)
+        folder = make_run(tmp_path / "runs" / name, **more)
         path = folder / "losses.csv"
         path.write_text(path.read_text().replace("\n200,", f"\n{iterations},"))
         assert compare.read_run(folder).iterations == iterations
     assert run_main() == ""
     printed = capsys.readouterr().out
     assert "bounded by time" in printed
-    assert "from 100 (a) to 180 (b) iterations" in printed
+    assert "from 100 (a) to 200 (a_1) iterations" in printed
+    assert "Best case" not in printed
     assert run_main("a") == ""
     assert "from 100" not in capsys.readouterr().out
 
@@ -235,7 +239,18 @@ def test_several_seeds_are_a_line_with_a_band(draw, tmp_path):
     iou = figure.subfigs[1].axes[0]
     assert iou.lines[0].get_label() == "MSE, 2 seeds"
     assert iou.lines[0].get_ydata()[-1] == pytest.approx(0.2)
-    assert len(iou.collections) == 1
+    assert len(figure.subfigs[0].axes[0].collections) == 1
+
+
+def test_the_spread_of_a_single_interval_is_visible(draw, tmp_path):
+    """A band between two values at one iteration has no width."""
+    make_cases(tmp_path, MSE=[0.1, 0.3])
+    for folder in tmp_path.glob("MSE_*"):
+        path = folder / "losses.csv"
+        path.write_text("\n".join(path.read_text().splitlines()[::2]))
+    iou = draw(compare.group_by_case(compare.read_runs(tmp_path))).subfigs[1].axes[0]
+    (segment,) = iou.collections[1].get_segments()
+    assert segment[:, 1].tolist() == [0.1, 0.3]
 
 
 def test_the_mean_over_seeds_ends_with_the_shortest_run(draw, tmp_path):

@@ -100,7 +100,7 @@ def usage(script):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
     done = subprocess.run(
         [sys.executable, str(ROOT / script), "--help"],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.partition("\n\n")[0]
@@ -158,6 +158,10 @@ def test_a_reader_finds_every_page_from_the_front(front):
     for page in (ROOT / "doc").glob("*.md"):
         if page.name != "index.md":
             assert re.search(rf"\]\((doc/)?{page.name}\)", text), f"{front}: no link to {page.name}"
+
+
+def test_the_page_on_scores_links_the_glossary():
+    assert "](glossary.md)" in (ROOT / "doc" / "scores.md").read_text(encoding="utf-8")
 
 
 def glossary_terms():
@@ -350,7 +354,8 @@ def test_the_readmes_script_loads_trains_and_tests(tmp_path, run_script):
     assert (tmp_path / "saved_model").is_file()
     # The README's table of a run's files has them all.
     table = (ROOT / "README.md").read_text(encoding="utf-8").partition("A run writes one folder")[2]
-    named = re.findall(r"^\| `(.+?)` \|", table.partition("\n\n[")[0], re.MULTILINE)
+    cells = re.findall(r"^\| (`.+?) \|", table.partition("\n\n[")[0], re.MULTILINE)
+    named = re.findall(r"`(.+?)`", " ".join(cells))
     for path in (tmp_path / "runs" / "my_script").iterdir():
         assert any(path.match(pattern) for pattern in named), path.name
 

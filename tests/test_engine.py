@@ -156,9 +156,7 @@ def make_archive(folder):
 def test_a_cache_that_another_process_has_mapped_meanwhile_is_used(tmp_path, monkeypatch):
     """Two scripts start at once: the second cannot replace the file that the first has mapped."""
     monkeypatch.setattr(backstage, "WAITS", ())
-    monkeypatch.setattr(
-        backstage.platformdirs, "user_cache_dir", lambda *_: str(tmp_path / "user")
-    )
+    monkeypatch.setattr(backstage.platformdirs, "user_cache_dir", lambda *_: str(tmp_path / "user"))
     archive = make_archive(tmp_path)
     replace = Path.replace
 
@@ -184,7 +182,7 @@ def test_a_part_that_cannot_be_deleted_does_not_hide_the_reason(tmp_path, monkey
         raise PermissionError(13, "the file is mapped", str(path))
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="the disk is full"):
         backstage.write_atomically(tmp_path / "file", fail)
 
 
@@ -213,9 +211,7 @@ def test_old_parts_of_a_file_are_deleted_when_it_is_written(tmp_path):
 @pytest.mark.parametrize("place", ["beside", "user"])
 def test_old_parts_of_a_cache_are_deleted_when_a_cache_is_opened(tmp_path, monkeypatch, place):
     """The next start may find a complete cache and write none."""
-    monkeypatch.setattr(
-        backstage.platformdirs, "user_cache_dir", lambda *_: str(tmp_path / "user")
-    )
+    monkeypatch.setattr(backstage.platformdirs, "user_cache_dir", lambda *_: str(tmp_path / "user"))
     archive = make_archive(tmp_path)
     cache, _ = backstage.open_archive(archive)
     folder = cache.path.parent
@@ -303,9 +299,7 @@ class Stream(IterableDataset):
         return iter([self.items[k] for k in range(len(self.items))])
 
 
-def test_a_stream_of_unknown_length_trains_like_the_same_images(
-    experiment, small_net, tiny_shapes
-):
+def test_a_stream_of_unknown_length_trains_like_the_same_images(experiment, small_net, tiny_shapes):
     def run(name, loader, **options):
         segmenter, net = experiment(train=10, epochs=2, run_name=name), small_net()
         segmenter.train_dataloader = loader
@@ -597,3 +591,110 @@ def test_masks_of_any_type_train_alike(experiment, small_net, tiny_shapes, dtype
     train(segmenter, net, "BCEDice")
     assert net.output_spec["mask_values"] == [1] * 5
     segmenter.run_code_for_testing_semantic_segmentation(net)
+
+
+# ---- what scripts pass by mistake ---------------------------------------------------------------
+
+
+def test_an_optimizer_of_another_network_is_named(experiment, small_net):
+    """A script that compares two networks and forgets to make the second optimizer."""
+    first, second = small_net(), small_net(seed=1)
+    optimizer = torch.optim.SGD(first.parameters(), lr=1e-4)
+    with pytest.raises(ValueError, match="optimizer has no parameter of this mUnet"):
+        train(experiment(), second, optimizer=optimizer)
+    with pytest.raises(ValueError, match="optimizer has no parameter of this mUnet"):
+        train(experiment(), second, optimizer=[optimizer])
+    with pytest.raises(ValueError, match="optimizer has no parameter of this mUnet"):
+        train(experiment(), second, optimizer=[])
+
+
+def test_a_function_may_make_a_list_of_optimizers(experiment, small_net):
+    def both(parameters):
+        parameters = list(parameters)
+        return [
+            torch.optim.SGD(parameters[:9], lr=1e-4), torch.optim.AdamW(parameters[9:], lr=1e-3)
+        ]  # fmt: skip
+
+    net, start = small_net(), small_net()
+    train(experiment(train=4), net, optimizer=both)
+    assert not torch.equal(net.conv_in.weight, start.conv_in.weight)
+    assert not torch.equal(net.conv_out.weight, start.conv_out.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda item: (item["image"], item["mask_tensor"]), "list"),
+        (lambda item: {"image": item["image"], "mask": item["mask_tensor"]}, "image, mask"),
+        (lambda item: {**item, "mask_tensor": item["mask_tensor"].amax(0)}, r"\(4, 32, 32\)"),
+        (lambda item: {**item, "image": item["image"][0]}, r"\(4, 32, 32\)"),
+    ],
+)
+def test_batches_of_another_form_are_named(experiment, small_net, tiny_shapes, change, found):
+    class Changed(tiny_shapes):
+        def __getitem__(self, idx):
+            return change(super().__getitem__(idx))
+
+    with pytest.raises(ValueError, match=f"{found}.*mask_tensor.*N, C, H, W") as caught:
+        train(experiment(train=Changed(4)), small_net())
+    assert "\n" not in str(caught.value)
+
+
+def test_evaluation_on_a_loader_of_ones_own(experiment, small_net, tiny_shapes):
+    segmenter = experiment(train=8)
+    loader = DataLoader(tiny_shapes(6), 2)
+    history = train(segmenter, small_net(), evaluate_every=1, evaluate_on=loader)
+    assert len(history.column("pixel_accuracy")) == 2
+
+
+def test_evaluation_beside_a_loader_whose_dataset_makes_the_batches(
+    experiment, small_net, tiny_shapes
+):
+    segmenter = experiment(train=8)
+    items = tiny_shapes(8)
+    sampler = BatchSampler(SequentialSampler(items), 4, drop_last=False)
+    segmenter.train_dataloader = DataLoader(Batches(items), batch_size=None, sampler=sampler)
+    history = train(segmenter, small_net(), evaluate_every=1, evaluate_on=tiny_shapes(6))
+    assert len(history.column("pixel_accuracy")) == 2
+
+
+def test_baselines_without_training_images_are_named(experiment, tiny_shapes):
+    segmenter = experiment()
+    segmenter.train_dataloader = DataLoader(tiny_shapes(3), 4, drop_last=True)
+    with pytest.raises(ValueError, match="training loader has no batch"):
+        segmenter.score_baselines()
+
+
+class WithPenalty(nn.Module):
+    """A loss with a term that does not depend on the output, and one that is a plain number."""
+
+    def terms(self, output, mask):
+        return {
+            "mse": ((output - mask) ** 2).mean(),
+            "penalty": torch.tensor(3.0),
+            "unused": torch.ones(1, requires_grad=True).sum(),
+        }
+
+    def forward(self, output, mask):
+        terms = self.terms(output, mask)
+        self.latest_terms = {**terms, "number": 2.5}
+        return sum(terms.values())
+
+
+def test_a_term_that_does_not_depend_on_the_output_has_no_gradient(experiment, small_net):
+    segmenter = experiment(train=4)
+    train(segmenter, small_net(), criterion=WithPenalty())
+    (row,) = rows(segmenter)
+    assert float(row["penalty"]) == 3
+    assert float(row["number"]) == 2.5
+    assert float(row["grad_norm_penalty"]) == float(row["grad_norm_unused"]) == 0
+    assert float(row["grad_norm_mse"]) > 0
+
+
+def test_the_oldest_versions_are_those_of_setup_py():
+    import oldest_versions
+
+    found = oldest_versions.oldest_versions()
+    assert {"torch==2.4", "torchvision==0.19", "numpy==1.26"} <= set(found)
+    setup = (Path(__file__).resolve().parents[1] / "setup.py").read_text(encoding="utf-8")
+    assert len(found) == setup.count(">=") - setup.count('python_requires=">=')

@@ -34,6 +34,7 @@ FLAGS = {
 OWN_FLAGS = {  # scripts that do not train take only what they use
     "predict.py": {"--model", "--results-dir", "--run-name"},
     "homework_page.py": {"--results-dir"},
+    "compare_losses.py": {"--results-dir", "--run-name", "--show"},
 }
 SCRIPTS = sorted({path.name for path in EXAMPLES.glob("*.py")} - HELPERS)
 
@@ -321,6 +322,12 @@ def test_a_bad_flag_is_named_and_nothing_is_written(script, flags, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_a_training_without_an_end_is_refused(tmp_path, monkeypatch):
+    sentence = run_here("best_segmentation.py", tmp_path, monkeypatch, "--seconds", "inf")
+    assert "--seconds is above 0, not inf" in sentence
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "script",
     [
@@ -344,6 +351,8 @@ def test_help_shows_what_the_example_shows(script, tmp_path, monkeypatch, capsys
     assert f"python Examples/{script}" in shown
     for flag in OWN_FLAGS.get(script, FLAGS):
         assert flag in shown
+    for flag in FLAGS - OWN_FLAGS.get(script, FLAGS):
+        assert f"  {flag} " not in shown, "a flag that is ignored is refused"
     assert not list(tmp_path.iterdir())
 
 

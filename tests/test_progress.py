@@ -48,5 +48,9 @@ def test_a_small_change_of_the_speed_gets_no_further_estimate(train_at):
     assert len(train_at(lambda step: 3 if step < 24 else 4, log_every=6)) == 1
 
 
+def test_after_the_last_iteration_no_time_is_left_to_estimate(train_at):
+    assert len(train_at(lambda step: 30 if step < 42 else 3, log_every=6)) == 1
+
+
 def test_a_training_bounded_by_time_needs_no_estimate(train_at):
     assert train_at(lambda step: 1, max_seconds=20, log_every=6) == []

@@ -1,5 +1,6 @@
 """reproduce_homework.py: which runs it makes, keeps, continues and moves aside."""
 
+import io
 import shutil
 from types import SimpleNamespace
 
@@ -250,6 +251,21 @@ def test_coco_runs_by_its_own_script(monkeypatch, tmp_path, changes, expected):
     assert set(words) == always | expected
     reproduce.run_coco(COCO_MAE, "coco_mae", 3, flags, "resume")
     assert commands[1][-1] == "--resume"
+
+
+def test_what_is_printed_before_a_coco_run_stands_before_its_output(monkeypatch, tmp_path):
+    """Into a file or a pipe Python prints in blocks, and the COCO script is another process."""
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written))
+    seen = []
+
+    def note(command):
+        seen.append(written.getvalue().decode())
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", note)
+    reproduce.run_experiment(COCO_MAE, 0, "coco_mae", make_flags(tmp_path))
+    assert "coco_mae: COCO, MAE, seed 0" in seen[0]
 
 
 # ---- real, tiny trainings -----------------------------------------------------------------------

@@ -527,7 +527,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
         assert str(archive) in str(error.value)
     with monkeypatch.context() as patch:
         patch.setattr(pickle, "dump", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="the disk is full"):
             ShapesDataset.generate(archive, 3)
     assert files(tmp_path) == before
     check(load(archive), make_items(seed=2))

@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from SegStudio import SegStudio
@@ -134,6 +135,43 @@ def test_the_items_of_an_archive_have_the_numbers_of_a_dict(original):
         data[0:5]
 
 
+SCALES = {
+    "0..1": lambda image: image / 255,
+    "-1..1": lambda image: image / 127.5 - 1,
+    "mean 0": lambda image: (image - 20) / 50,
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_images_of_another_scale_are_seen_in_the_pictures_of_a_test(
+    experiment, tiny_shapes, small_net, scale
+):
+    """A student's dataset normalizes its images; DLStudio's are 0..255."""
+
+    class Scaled(tiny_shapes):
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            return item | {"image": SCALES[scale](item["image"])}
+
+    counts = {"test-batch-001.png": [], "worst.png": []}
+    for data in (tiny_shapes(8), Scaled(8)):
+        segmenter = experiment(train=data, test=data)
+        net = small_net()
+        segmenter.save_model(net)
+        segmenter.run_code_for_testing_semantic_segmentation(net)
+        for name, found in counts.items():
+            pixels = np.asarray(Image.open(segmenter.dl_studio.run_dir / name).convert("RGB"))
+            pixels = pixels.astype(int)
+            if name == "worst.png":
+                pixels = pixels[:, : pixels.shape[1] // 3]  # the images, without their masks
+            boxes = (pixels[..., 0] > 240) & (pixels[..., 1:].max(axis=2) < 25)
+            colored = pixels.max(axis=2) - pixels.min(axis=2) > 40
+            found.append((colored & ~boxes).sum())
+    for expected, found in counts.values():
+        assert expected > 500
+        assert found == pytest.approx(expected, rel=0.2)
+
+
 # ---- networks and blocks ------------------------------------------------------------------------
 
 
@@ -234,6 +272,41 @@ def test_a_network_may_nest_its_own_blocks_with_dlstudios_arguments():
     assert sum(isinstance(module, PlainUp) for module in net.modules()) == 7
     assert net(torch.rand(1, 3, 16, 16)).shape == (1, 5, 16, 16)
     net(torch.rand(2, 3, 16, 16)).sum().backward()
+
+
+# ---- losses -------------------------------------------------------------------------------------
+
+
+def test_losses_that_a_subclass_nests_are_used_with_the_reports_arguments(experiment, tiny_shapes):
+    """The report's classes take batch_size, and the combined one dice_scale; nothing else."""
+    made = []
+
+    class Mine(Segmentation):
+        class SegmentationLossMSE(nn.Module):
+            def __init__(self, batch_size):
+                super().__init__()
+                made.append(("MSE", batch_size))
+
+            def forward(self, output, mask_tensor):
+                return ((output - mask_tensor) ** 2).mean()
+
+        class SegmentationLossDice(SegmentationLossMSE):
+            def __init__(self, batch_size):
+                nn.Module.__init__(self)
+                made.append(("Dice", batch_size))
+
+        class SegmentationLossComb(SegmentationLossMSE):
+            def __init__(self, batch_size, dice_scale):
+                nn.Module.__init__(self)
+                made.append(("Comb", batch_size, dice_scale))
+
+    segmenter = Mine(experiment(batch_size=2).dl_studio, 5)
+    segmenter.load_PurdueShapes5MultiObject_dataset(tiny_shapes(4), tiny_shapes(2))
+    segmenter.run_code_for_training_for_semantic_segmentation(segmenter.mUnet(depth=2, width=4))
+    for name in ("Dice", "Combined"):
+        net = segmenter.mUnet(depth=2, width=4)
+        segmenter.custom_run_code_for_training_for_semantic_segmentation(net, name, 300)
+    assert made == [("MSE", 2), ("Dice", 2), ("Comb", 2, 300)]
 
 
 # ---- settings -----------------------------------------------------------------------------------
