@@ -83,8 +83,8 @@ def test_predictions_follow_the_rule_of_the_scores_and_not_dlstudios_windows(exp
         pixels = pixels_of(segmenter, "predictions-001.png")
         truth, prediction = pixels[300:550], pixels[580:790]
         for color in PALETTE[:4]:
-            assert count(truth, color) > 50
-            assert (count(prediction, color) > 50) == counts
+            assert count(truth, color) > 500
+            assert (count(prediction, color) > 500) == counts
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
@@ -168,6 +168,27 @@ def test_a_single_interval_is_visible_in_the_loss_figure(experiment):
     segmenter.save_loss_figure(history)
     plot = pixels_of(segmenter, "loss.png")[40:410]  # without the legend
     assert count(plot, PALETTE[0]) > 10
+
+
+# ---- the words around the table -----------------------------------------------------------------
+
+
+def test_the_log_explains_scores_and_baselines_once(experiment):
+    segmenter = run_test(experiment, TinyShapes(4))
+    net = Known(TinyShapes(4), lambda masks: masks)
+    segmenter.run_code_for_testing_semantic_segmentation(
+        net, baselines=segmenter.score_baselines()
+    )  # fmt: skip
+    log = (segmenter.dl_studio.run_dir / "log.txt").read_text()
+    first, second = log.split("Scores on 4 test images:")[1:]
+    scores = segmenter.score(net)
+    for part in (first, second):
+        assert part.startswith(f"\n{scores}\n{scores.explanation()}\n")
+        assert part.count("Pixel accuracy: ") == 1
+    assert "aseline" not in first
+    assert second.count("Baselines ignore the image") == 1
+    assert second.index("Baselines ignore") < second.index("Baseline, all foreground:\n")
+    assert "Baseline, mean training mask:\n" in second
 
 
 # ---- the worst images ---------------------------------------------------------------------------
