@@ -313,6 +313,7 @@ def describe(experiment, results_dir):
     run = read_run(Path(results_dir) / experiment.folder_name)
     figures = [read_figure(run.folder, *figure) for figure in figure_files(experiment)]
     more = [
+        read_figure(run.folder, "", "truth beside prediction, as scored", "predictions-*.png"),
         read_figure(run.folder, "", "the worst test images", "worst.png"),
         read_figure(run.folder, "", "which class is taken for which", "confusion.png"),
     ]

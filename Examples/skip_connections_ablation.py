@@ -18,9 +18,12 @@ difference. All four networks keep the skip connections from the encoder to the 
 always give the first two blocks a gradient.
 
 Without --quick the network and the recipe are the homework's. --quick trains narrower, dense
-networks with BCE + Dice, because the homework's recipe needs more than half a minute. Expected
-mean IoU there: about 0.3 with residual connections and BatchNorm, 0.2 with residual connections
-alone, 0.1 to 0.15 without. One seed proves nothing: try --seed.
+networks with BCE + Dice, because the homework's recipe needs more than half a minute. All four
+train on the same batches, as many as the first one has time for. Expected: the training loss falls
+faster with residual connections. After 120 batches (--quick --train-images 960 --epochs 1, seed 0,
+one thread of an Intel Xeon, torch 2.14) it was 0.76 with residual connections and BatchNorm, 0.80
+with residual connections alone, and 0.88 to 0.89 without. The mean IoU depends more on chance after
+so few batches: 0.06, 0.20 and 0.11. One seed proves nothing: try --seed.
 """
 
 import torch

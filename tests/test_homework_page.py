@@ -200,10 +200,15 @@ def test_a_loss_of_one_interval_is_visible_with_all_its_terms(experiment, monkey
     assert all(line.get_marker() not in ("None", "", None) for line in lines)
 
 
-def test_the_confusion_of_the_classes_is_shown_if_the_test_drew_it(runs):
-    assert "which class is taken for which" not in read_page(runs).text
-    shutil.copy(runs / "mse" / "worst.png", runs / "mse" / "confusion.png")
-    assert "MSE: which class is taken for which (the homework's" in read_page(runs).text
+def test_what_the_test_drew_besides_the_homeworks_figures_is_shown(runs):
+    pictures = {
+        "predictions-001.png": "truth beside prediction, as scored",
+        "confusion.png": "which class is taken for which",
+    }
+    for name, caption in pictures.items():
+        assert caption not in read_page(runs).text
+        shutil.copy(runs / "mse" / "worst.png", runs / "mse" / name)
+        assert f"MSE: {caption} (the homework's schedule)" in read_page(runs).text
 
 
 # ---- what is missing or damaged -----------------------------------------------------------------
