@@ -3,9 +3,10 @@
     python3.10 tests/oldest_versions.py
 
 Use the oldest Python that setup.py allows. The script makes an environment in a temporary folder
-(about 6 GB with CUDA's libraries), installs SegStudio there with each `NAME>=VERSION` of setup.py
-at exactly VERSION, and runs the quick tests. Arguments are passed to pytest:
-`python3.10 tests/oldest_versions.py tests/test_training.py -k resume`.
+(5.3 GB on Linux, with the CUDA libraries). It installs SegStudio there, with each NAME>=VERSION
+of setup.py at exactly VERSION, and runs the quick tests. Arguments are passed to pytest:
+
+    python3.10 tests/oldest_versions.py tests/test_training.py -k resume
 """
 
 import os

@@ -147,6 +147,8 @@ def refuse_writing(folder, monkeypatch):
             return opened(file, mode, *arguments, **options)
 
         monkeypatch.setattr(module, "open", guarded)
+    # Python 3.10's pathlib keeps the io.open of its import.
+    monkeypatch.setattr(Path, "open", lambda path, *given, **more: open(path, *given, **more))  # noqa: PTH123, SIM115
 
 
 def test_a_read_only_folder_uses_the_users_cache(prepared, tmp_path, monkeypatch):
