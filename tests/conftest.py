@@ -99,10 +99,10 @@ def archives(tmp_path_factory):
 def run_script():
     """Runs a script as a user does, in a folder: run_script(folder, path, *flags) -> process."""
 
-    def run(folder, *command, timeout=170):
+    def run(folder, *command, timeout=170, **variables):
         environment = {
             **os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg",
-            "XDG_CACHE_HOME": str(Path(folder) / ".cache"),
+            "XDG_CACHE_HOME": str(Path(folder) / ".cache"), **variables,
         }  # fmt: skip
         environment.pop("DISPLAY", None)
         return subprocess.run(

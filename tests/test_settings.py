@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -80,6 +81,16 @@ def test_device(monkeypatch, use_gpu, cuda, mps, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert str(SegStudio(use_gpu=use_gpu).device) == device
+
+
+def test_numpys_numbers_are_taken_and_become_pythons():
+    dls = SegStudio(
+        epochs=np.int64(2), batch_size=np.int32(3), learning_rate=np.float32(0.5),
+        image_size=(np.int64(64), 64),
+    )  # fmt: skip
+    assert (dls.epochs, dls.batch_size, dls.learning_rate) == (2, 3, 0.5)
+    numbers = (dls.epochs, dls.batch_size, dls.learning_rate, *dls.image_size)
+    assert [type(number) for number in numbers] == [int, int, float, int, int]
 
 
 def test_a_seed_repeats_the_weights():
@@ -236,6 +247,19 @@ def test_display_takes_floats_from_0_to_1(tmp_path, left, right, shown):
     dls.display_tensor_as_image(halves(left, right, 3))
     for found, value in zip(corners(tmp_path / "r" / "display-001.png"), shown, strict=True):
         assert found == pytest.approx([value] * 3, abs=1)
+
+
+def test_display_shows_the_grid_of_dlstudios_test_loop(tmp_path):
+    """Its frame of 10 is white, and its images are not divided by anything."""
+    images = torch.zeros(2, 3, 16, 16, dtype=torch.float64)
+    images[0, 0], images[1, 1] = 255, 102
+    grid = torchvision.utils.make_grid(images, nrow=2, normalize=True, padding=2, pad_value=10)
+    assert grid.max() == 10
+    dls = SegStudio(results_dir=tmp_path, run_name="r")
+    dls.display_tensor_as_image(grid)
+    left, right = corners(tmp_path / "r" / "display-001.png")
+    assert left == [255, 0, 0]
+    assert right == pytest.approx([0, 102, 0], abs=1)
 
 
 def test_display_brings_what_is_normalized_to_0_to_1(tmp_path):

@@ -35,6 +35,14 @@ def original(archives, experiment):
     return Shapes(segmenter.dl_studio, segmenter, "train", "PurdueShapes5MultiObject-20-train.gz")
 
 
+def test_a_third_split_and_a_dataroot_that_begins_the_file_name(archives, experiment, original):
+    """DLStudio looks only for "train", and joins dataroot and file name as text."""
+    segmenter = experiment(dataroot=f"{archives}/PurdueShapes5MultiObject-20")
+    data = Shapes(segmenter.dl_studio, segmenter, "val", "-train.gz")
+    assert data.train_or_test == "val"
+    assert_same_item(data[3], original[3])
+
+
 # ---- datasets -----------------------------------------------------------------------------------
 
 
