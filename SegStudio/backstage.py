@@ -1563,10 +1563,11 @@ class TrainingRecorder:
             while not self.finished:
                 if self.order is not None:  # an epoch has the same order, resumed or not
                     self.order.manual_seed(1_000_003 * self.seed + self.epochs_done)
-                    if getattr(self.loader, "_iterator", None) is not None:
-                        # Workers that start draw a number from it before the images do. Those
-                        # that stayed have theirs, and the order must not depend on that.
-                        torch.empty((), dtype=torch.int64).random_(generator=self.order)
+                if getattr(self.loader, "_iterator", None) is not None:
+                    # Workers that start draw a number before the order of the images is drawn.
+                    # Workers that stayed from the last epoch do not, but the order must be the same.
+                    number = torch.empty((), dtype=torch.int64)
+                    number.random_(generator=self.loader.generator)
                 self.epoch_start, self.epoch_loss = self.history.iterations, 0.0
                 yield self.epochs_done + 1
                 if self.history.iterations == self.epoch_start:
