@@ -1,6 +1,6 @@
 """Draws an archive in the format of PurdueShapes5MultiObject, as training or test data.
 
-    python Datasets/make_purdue_shapes.py --out data/PurdueShapes5MultiObject-10000-train.gz
+    python Datasets/make_purdue_shapes.py --out PurdueShapes5MultiObject-10000-train.gz
 
 Without --num-images, the name gives the number of images. Without --seed, the seed is 1 for a name
 that ends in -test.gz, else 0, so that no test image is a training image. Datasets/README.md

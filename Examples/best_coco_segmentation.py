@@ -16,6 +16,8 @@ The folder of the run holds the best network, ready for predict.py; the folders 
 homework's. Expected mean IoU on the synthetic set: see the README.
 """
 
+import math
+
 import torch
 from coco_folder import find_or_draw_coco
 from side_by_side import as_batch, generated_or_not, save_side_by_side
@@ -61,7 +63,7 @@ def main():
             "--image-size": {"type": int, "default": 64, "metavar": "N", "help": "default 64"},
         },
     )
-    if flags.seconds is not None and not flags.seconds > 0:
+    if flags.seconds is not None and not 0 < flags.seconds < math.inf:
         raise ValueError(f"--seconds is above 0, not {flags.seconds:g}")
     best = make_segmenter(flags, BEST_BATCH_SIZE)
     homework = {

@@ -13,6 +13,7 @@ little: an IoU below 0.2 with --quick, because the upsampling is strided and the
 best_coco_segmentation.py shows the best scores on these images.
 """
 
+import math
 from pathlib import Path
 
 from coco_folder import find_or_draw_coco
@@ -82,7 +83,7 @@ def read_flags():
             "--resume": {"action": "store_true", "help": "continue the run of --run-name"},
         },
     )
-    if flags.seconds is not None and not flags.seconds > 0:
+    if flags.seconds is not None and not 0 < flags.seconds < math.inf:
         raise ValueError(f"--seconds is above 0, not {flags.seconds:g}")
     if flags.resume:
         if flags.run_name is None:
@@ -90,7 +91,9 @@ def read_flags():
         run = Path(flags.results_dir, flags.run_name).expanduser()
         if not (run / "checkpoint.pt").exists():
             state = "is finished" if (run / "model.pt").exists() else "has no checkpoint"
-            raise ValueError(f"{run} {state}: there is nothing to resume")
+            raise ValueError(
+                f"{run} {state}: there is nothing to resume; leave --resume out to start"
+            )
     return flags
 
 

@@ -274,7 +274,9 @@ def draw(dls, cases, best=None, worst=None):
     figure = dls.new_figure(figsize=(4.6 * max(3, len(kinds)), 9), dpi=110, layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.1))
     upper.suptitle("Training losses: each kind has a scale of its own")
-    lower.suptitle("Scores on validation images during training")
+    sources = {run.training.get("evaluated_on") for runs in cases.values() for run in runs}
+    source = f" ({sources.pop()})" if len(sources) == 1 and None not in sources else ""
+    lower.suptitle(f"Scores on validation images during training{source}")
     loss_plots = dict(zip(kinds, upper.subplots(1, len(kinds), squeeze=False)[0], strict=True))
     score_plots = dict(zip(SCORES, lower.subplots(1, len(SCORES)), strict=True))
     names = {best: " (best case)", worst: " (worst case)"}

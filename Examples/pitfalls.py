@@ -22,11 +22,13 @@ from SegStudio import SegStudio
 CLASSES = ("rectangle", "triangle", "disk", "oval", "star")
 BATCH_SIZE = 4
 EVAL_SECONDS = 25  # of training, for the fourth pitfall
-QUICK_SECONDS = 10
+QUICK_SECONDS = 25  # of the whole script with --quick
 
 
 def main():
-    flags = SegStudio.example_flags(__doc__, quick=(2000, None), full=(2000, None))
+    flags = SegStudio.example_flags(
+        __doc__, quick=(2000, None), full=(2000, None), quick_seconds=QUICK_SECONDS
+    )
     dls = SegStudio(batch_size=BATCH_SIZE, classes=CLASSES, **flags.settings)
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
     segmenter.load_shapes(flags.train_images, test_images=200)
@@ -36,7 +38,7 @@ def main():
     lattice(segmenter)
     channel_loop(segmenter, images, masks)
     dice_pole(segmenter, images, masks)
-    missing_eval(segmenter, QUICK_SECONDS if flags.quick else EVAL_SECONDS)
+    missing_eval(segmenter, flags.training_seconds(reserve=4) or EVAL_SECONDS)
     empty_channels(segmenter, masks)
     dls.log(f"\nThe five figures: {dls.run_dir}")
 

@@ -37,6 +37,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional
 
 from SegStudio import SegStudio
+from SegStudio.backstage import class_colors
 
 IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 # Pillow knows more formats. For one of them, EPS, it runs the file as a program.
@@ -72,7 +73,7 @@ def main():
         labels = predict_labels(segmenter, net, image)
         objects = find_objects(labels, class_names, image.size, dotted)
         name = f"{number:03d}-{file.stem[:NAME_LENGTH]}"
-        save_mask(labels, image.size, dls.run_dir / f"{name}-mask.png")
+        save_mask(labels, image.size, class_names, dls.run_dir / f"{name}-mask.png")
         save_overlay(segmenter, image, labels, objects, class_names, f"{name}-overlay.png")
         predictions[str(file)] = objects
         dls.log(f"{file}: {describe(objects)}")
@@ -218,11 +219,11 @@ def describe(objects):
 # ---- Pictures -----------------------------------------------------------------------------------
 
 
-def save_mask(labels, size, path):
+def save_mask(labels, size, class_names, path):
     """The labels in the image's size, as an indexed PNG in the classes' colours."""
     mask = Image.fromarray(labels.numpy()).resize(size, Image.Resampling.NEAREST)
-    colors = "000000" + "".join(SegStudio.PALETTE).replace("#", "")
-    mask.putpalette(bytes.fromhex(colors))
+    colors = "000000" + "".join(class_colors(len(class_names))).replace("#", "")
+    mask.putpalette(bytes.fromhex(colors).ljust(3 * 256, b"\0"))  # fewer colours: fewer bits
     SegStudio.write_atomically(path, lambda part: mask.save(part, format="PNG"))
 
 
@@ -243,7 +244,7 @@ def save_overlay(segmenter, image, labels, objects, class_names, name):
     axes = figure.add_subplot()
     axes.imshow(overlay.permute(1, 2, 0).numpy(), extent=(0, image.width, image.height, 0))
     axes.set_axis_off()
-    colors = dict(zip(class_names, SegStudio.PALETTE, strict=False))
+    colors = dict(zip(class_names, class_colors(len(class_names)), strict=True))
     for found in objects:
         x1, y1, x2, y2 = found["box"]
         color = colors.get(found["class"], "white")

@@ -4,7 +4,7 @@ import torch
 import torchvision
 from matplotlib.patches import Patch
 
-from SegStudio import SegStudio
+from SegStudio.backstage import class_colors
 
 
 def first_items(dataset, count):
@@ -86,26 +86,28 @@ def paint_masks(image, masks):
     """
     dark = 0.3 * image.clamp(0, 255).mean(dim=0, keepdim=True).expand(3, -1, -1)
     picture = torchvision.utils.draw_segmentation_masks(
-        dark.byte(), masks, alpha=1, colors=[class_color(k) for k in range(len(masks))]
+        dark.byte(), masks, alpha=1, colors=class_colors(len(masks))
     )
     picture[:, masks.sum(dim=0) > 1] = 255
     return picture
 
 
-def class_color(number):
-    return SegStudio.PALETTE[number % len(SegStudio.PALETTE)]
-
-
 def class_patches(class_names):
     """The entries of a legend for pictures by paint_masks."""
-    patches = [Patch(color=class_color(k), label=name) for k, name in enumerate(class_names)]
+    colors = class_colors(len(class_names))
+    patches = [Patch(color=c, label=name) for c, name in zip(colors, class_names, strict=True)]
+    missed = Patch(facecolor="#444444", label="no class")
     if len(patches) == 1:
-        return patches
-    return [*patches, Patch(facecolor="white", edgecolor="black", label="several classes")]
+        return [*patches, missed]
+    return [
+        *patches,
+        Patch(facecolor="white", edgecolor="black", label="several classes"),
+        missed,
+    ]
 
 
 def generated_or_not(dataset):
     """The word in a picture's title that tells whether SegStudio drew the images."""
     if not getattr(dataset, "generated", False):
-        return "not generated"
+        return "original"
     return "synthetic" if hasattr(dataset, "manifest") else "generated"

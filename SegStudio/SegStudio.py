@@ -1380,7 +1380,7 @@ class SegStudio:
             dls.device = torch.device(dls.device)  # a script may have set it by name
             if criterion is None:
                 criterion = self.make_loss(loss_type, dice_scale, dice_form)
-            loader, evaluate = self.train_dataloader, None
+            loader, evaluation_loader, evaluate = self.train_dataloader, None, None
             if evaluate_every is not None:
                 loader, evaluation_loader = backstage.evaluation_split(self, evaluate_on)
 
@@ -1410,7 +1410,7 @@ class SegStudio:
                 scheduler = backstage.make_scheduler(scheduler, optimizer, recorder)
                 spec = self.data_spec() | {"logits": backstage.expects_logits(criterion)}
                 facts = backstage.training_facts(
-                    dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
+                    dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16, evaluation_loader
                 )
                 recorder.begin(scheduler, facts, resume)
                 net.output_spec = spec

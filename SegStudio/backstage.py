@@ -50,7 +50,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-__version__ = "2.0.0"
+__version__ = "2.1.0"
 
 STARTED = time.perf_counter()  # the time limit of --quick counts from here
 
@@ -1110,7 +1110,8 @@ def read_network_settings(run):
         return settings["network"]["class"], settings["network"]["arguments"]
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
-            f"{run.absolute()} is not the folder of a run: it has no settings.json"
+            f"{run.absolute()} is not the folder of a run: it has no settings.json. Give the "
+            f"folder that an example wrote, such as runs/semantic_segmentation"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{run / 'settings.json'} is damaged: {error!r}") from None
@@ -1515,8 +1516,8 @@ class TrainingRecorder:
             whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
             if value is not None and name != "max_seconds" and not (whole and value > 0):
                 raise ValueError(f"{name} is a whole number above 0, not {value!r}")
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is above 0, not {value!r}")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is a number above 0, not {value!r}")
         self.dl_studio = dl_studio
         self.net = net
         self.criterion = criterion
@@ -1565,7 +1566,7 @@ class TrainingRecorder:
                     self.order.manual_seed(1_000_003 * self.seed + self.epochs_done)
                 if getattr(self.loader, "_iterator", None) is not None:
                     # Workers that start draw a number before the order of the images is drawn.
-                    # Workers that stayed from the last epoch do not, but the order must be the same.
+                    # Workers that stayed from the last epoch do not; the order must be the same.
                     number = torch.empty((), dtype=torch.int64)
                     number.random_(generator=self.loader.generator)
                 self.epoch_start, self.epoch_loss = self.history.iterations, 0.0
@@ -1848,7 +1849,9 @@ def number_of_images(loader):
         return None
 
 
-def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16):
+def training_facts(
+    dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16, evaluation_loader
+):
     """The content of settings.json: everything needed to repeat a run."""
     net, loader = recorder.net, recorder.loader
     options = {
@@ -1882,6 +1885,7 @@ def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
                 if name != "params"
             },
             "precision": "bf16" if bf16 else "fp32",
+            "evaluated_on": describe_images(evaluation_loader),
             "images": number_of_images(loader),
             "batch_size": loader.batch_size,
             "max_seconds": recorder.max_seconds,
@@ -1901,6 +1905,13 @@ def training_facts(dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16
             "segstudio": __version__,
         },
     }
+
+
+def describe_images(loader):
+    """The number of images of a loader and their source, as text; None without a loader."""
+    if loader is None:
+        return None
+    return f"{number_of_images(loader)} images, {data_source(innermost(loader.dataset))}"
 
 
 def data_source(dataset):

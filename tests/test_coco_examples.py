@@ -76,11 +76,19 @@ def test_coco_segmentation_for_a_time(run_script, coco, tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [(("--resume",), "--run-name"), (("--resume", "--run-name", "never"), "nothing to resume")],
+    [(("--resume",), "--run-name"), (("--resume", "--run-name", "never"), "leave --resume out")],
 )
 def test_resuming_a_run_that_never_was_is_one_sentence(flags, said, coco, tmp_path, monkeypatch):
     sentence = run_here("coco_segmentation.py", tmp_path, monkeypatch, "--coco", str(coco), *flags)
     assert said in sentence
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("starts", ["0", "-1"])
+def test_no_initialization_at_all_is_refused(starts, coco, tmp_path, monkeypatch):
+    flags = ("--coco", str(coco), "--starts", starts)
+    sentence = run_here("coco_exploding_mse.py", tmp_path, monkeypatch, *flags)
+    assert "--starts is 1 or more" in sentence
     assert not list(tmp_path.iterdir())
 
 
@@ -573,7 +581,7 @@ def test_a_network_of_ones_own_is_named(tmp_path):
     [
         (["missing.png"], "missing.png"),
         (["empty"], "no image (.bmp .gif .jpeg"),
-        (["a.png"], "is not the folder of a run"),
+        (["a.png"], "Give the folder that an example wrote"),
     ],
 )
 def test_predict_without_an_image_or_a_run(arguments, reason, tmp_path, monkeypatch):

@@ -390,4 +390,4 @@ def test_the_version_is_the_same_everywhere():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"\nversion: {__version__}\n" in citation
-    assert re.search(r"^## (\S+)", changelog, re.MULTILINE).group(1) == __version__
+    assert re.search(r"^## (\d\S*)", changelog, re.MULTILINE).group(1) == __version__

@@ -171,6 +171,20 @@ def test_a_cache_that_another_process_has_mapped_meanwhile_is_used(tmp_path, mon
     assert not (tmp_path / "user").exists(), "no second copy"
 
 
+def test_an_old_cache_that_is_mapped_does_not_hinder_the_new_one(tmp_path, monkeypatch):
+    """The archive has changed, and another program still reads the cache of the old one."""
+    archive = make_archive(tmp_path)
+    backstage.open_archive(archive)
+    Segmentation.PurdueShapes5MultiObjectDataset.generate(archive, 5, seed=1)
+
+    def mapped(path, **options):
+        raise PermissionError(13, "the file is mapped", str(path))
+
+    monkeypatch.setattr(Path, "unlink", mapped)
+    cache, _ = backstage.open_archive(archive)
+    assert len(cache) == 5
+
+
 def test_a_part_that_cannot_be_deleted_does_not_hide_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(backstage, "WAITS", ())
 

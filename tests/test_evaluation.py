@@ -307,3 +307,14 @@ def test_the_whole_training_set_trains_where_nothing_is_held_out(experiment, sma
     segmenter = experiment(train=Subset(TinyShapes(20), range(12)))
     train(segmenter, small_net(), augment=look, evaluate_every=2, evaluate_on=TinyShapes(4))
     assert len(seen) == len(set(seen)) == 12
+
+
+def test_settings_say_on_which_images_the_scores_during_training_were_taken(experiment, small_net):
+    def evaluated_on(**options):
+        segmenter = experiment(train=10)
+        segmenter.run_code_for_training_for_semantic_segmentation(small_net(), **options)
+        settings = json.loads((segmenter.dl_studio.run_dir / "settings.json").read_text())
+        return settings["training"]["evaluated_on"]
+
+    assert evaluated_on() is None
+    assert evaluated_on(evaluate_every=1, evaluate_on=0.2).startswith("2 images, ")

@@ -322,12 +322,6 @@ def test_a_bad_flag_is_named_and_nothing_is_written(script, flags, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_training_without_an_end_is_refused(tmp_path, monkeypatch):
-    sentence = run_here("best_segmentation.py", tmp_path, monkeypatch, "--seconds", "inf")
-    assert "--seconds is above 0, not inf" in sentence
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     "script",
     [
@@ -337,8 +331,11 @@ def test_a_training_without_an_end_is_refused(tmp_path, monkeypatch):
         "coco_segmentation.py",
     ],
 )
-def test_no_time_at_all_is_refused_and_nothing_is_written(script, tmp_path, monkeypatch):
-    sentence = run_here(script, tmp_path, monkeypatch, "--seconds", "0")
+@pytest.mark.parametrize("seconds", ["0", "inf", "nan"])
+def test_no_time_and_endless_time_are_refused_and_nothing_is_written(
+    script, seconds, tmp_path, monkeypatch
+):
+    sentence = run_here(script, tmp_path, monkeypatch, "--seconds", seconds)
     assert isinstance(sentence, str)
     assert "above 0" in sentence
     assert not list(tmp_path.iterdir())
@@ -404,3 +401,34 @@ def test_the_iou_of_an_image_is_said_in_words(experiment):
     half = truth.clone()
     half[:, :, ::2] = False
     assert iou_of_image(segmenter, half, truth) == "IoU 0.50"
+
+
+BOUNDED = [s for s in SCRIPTS if "\nQUICK_SECONDS = " in (EXAMPLES / s).read_text("utf-8")]
+
+
+@pytest.mark.parametrize("script", BOUNDED)
+def test_the_docstring_states_the_seconds_that_quick_is_limited_to(script):
+    text = (EXAMPLES / script).read_text(encoding="utf-8")
+    limit = int(re.search(r"^QUICK_SECONDS = (\d+)", text, re.MULTILINE).group(1))
+    stated = re.search(r"--quick +# (?:about )?(\d+) s", text)
+    assert stated, "the line of --quick in the docstring says how long it takes"
+    assert abs(int(stated.group(1)) - limit) <= 0.2 * limit
+
+
+def test_most_examples_are_bounded_by_time():
+    assert len(BOUNDED) >= 10
+
+
+def test_more_classes_than_the_palette_keep_their_colours_apart(tmp_path):
+    """Twenty classes: the saved mask holds their numbers, and no colour stands for two."""
+    from predict import save_mask
+
+    names = [f"class {k}" for k in range(20)]
+    labels = torch.arange(21, dtype=torch.uint8).reshape(3, 7)
+    save_mask(labels, (7, 3), names, tmp_path / "mask.png")
+    mask = Image.open(tmp_path / "mask.png")
+    assert np.array_equal(np.asarray(mask), labels.numpy())
+    assert len(mask.convert("RGB").getcolors()) == 21
+    masks = torch.eye(20, dtype=torch.bool).reshape(20, 4, 5)  # one pixel for each class
+    colors = paint_masks(torch.zeros(3, 4, 5), masks).flatten(1).T
+    assert len({tuple(color.tolist()) for color in colors}) == 20
