@@ -1,5 +1,6 @@
 """Evaluation does not touch training: how often one looks changes nothing that one sees."""
 
+import json
 import random
 
 import numpy as np
