@@ -22,7 +22,6 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,7 @@ from coco_single_object import CocoSelection, resized_image_and_mask
 from coco_synthetic import CATEGORIES, draw_synthetic_coco, rejected_images
 
 from SegStudio import SegStudio
-from SegStudio.backstage import progress_bar
+from SegStudio.backstage import progress_bar, refuse_unwritable_folder
 
 CLASSES = ("cake", "dog", "motorcycle")
 OFFICIAL = {"train": "instances_train2017.json", "test": "instances_val2017.json"}
@@ -244,8 +243,7 @@ def make_writable(out):
     """Makes the folder; OSError if it cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        refuse_unwritable_folder(out)
     except OSError as error:
         raise OSError(f"{out} cannot be written ({error.strerror})") from error
 

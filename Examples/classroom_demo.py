@@ -73,7 +73,7 @@ class LiveView:
                 [], [], color=color, linewidth=3, marker="o", label=name
             )
         self.panels["loss"].legend()
-        self.figure.legend(handles=class_patches(CLASSES), loc="outside lower center", ncols=6)
+        self.figure.legend(handles=class_patches(CLASSES), loc="outside lower center", ncols=7)
         self.figure.suptitle("Preparing the images ...")
         self.frames = []
         self.frame_seconds = 0.0  # how long the latest frame took
@@ -229,6 +229,8 @@ def main():
 
     table = scores["dense"].table(before=scores["strided"])
     dls.log(f"Scores on {scores['dense'].images} test images, strided -> dense:\n{table}")
+    dls.log(scores["dense"].explanation())
+    segmenter.save_confusion_figure(scores["dense"])
     metrics = scores["dense"].compute()
     metrics["before"] = scores["strided"].compute()
     dls.write_json("metrics.json", metrics)

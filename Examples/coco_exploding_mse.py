@@ -1,7 +1,7 @@
 """Why training with the squared error diverges on COCO.
 
     python Examples/coco_exploding_mse.py --quick     # 115 seconds at most; 50 if the data is there
-    python Examples/coco_exploding_mse.py             # about 3 minutes there
+    python Examples/coco_exploding_mse.py             # about 3 minutes on 2 cores
     python Examples/coco_exploding_mse.py --coco data/coco
 
 The homework's report saw its MSE loss become NaN on COCO, and used MAE instead. The script trains

@@ -1,7 +1,9 @@
 """Finds the prepared COCO images that a COCO example trains on, or draws a synthetic set."""
 
 import json
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -138,4 +140,5 @@ def explain_raw(folder, raw, size):
 def prepare_command(*arguments, size, out):
     sizes = [] if size == 64 else ["--image-size", size]
     command = ["python", "Datasets/prepare_coco.py", *arguments, *sizes, "--out", out]
-    return shlex.join(map(str, command))
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join  # Windows quotes otherwise
+    return join(list(map(str, command)))

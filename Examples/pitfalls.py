@@ -199,7 +199,7 @@ def missing_eval(segmenter, seconds):
     for axes in panels:
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.legend(handles=class_patches(CLASSES), loc="outside lower center", ncols=6, fontsize=12)
+    figure.legend(handles=class_patches(CLASSES), loc="outside lower center", ncols=7, fontsize=12)
     changed = {
         mode: (preds[mode, "A"] ^ preds[mode, "B"]).sum().item() for mode in ("eval", "train")
     }

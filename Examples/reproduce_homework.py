@@ -89,7 +89,7 @@ def what_is_left(folder, wanted):
             f"{name.replace('_', ' ')} {actual.get(name)} instead of {wanted[name]}"
             for name in differing
         )
-        if is_longer(run, wanted) and not {"seed", "synthetic"} & set(differing):
+        if is_longer(run, wanted) and set(differing) <= {"images", "epochs", "max_seconds"}:
             unfinished = "" if run.metrics else "; it is not finished"
             return "nothing", f"a longer run is kept ({changes}){unfinished}"
         return "move", changes

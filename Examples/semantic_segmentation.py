@@ -106,6 +106,8 @@ def strided_and_dense(flags):
 
     table = scores["dense"].table(before=scores["strided"])
     dls.log(f"Scores on {scores['dense'].images} test images, strided -> dense:\n{table}")
+    dls.log(scores["dense"].explanation())
+    segmenter.save_confusion_figure(scores["dense"])
     metrics = scores["dense"].compute()
     metrics["before"] = scores["strided"].compute()
     dls.write_json("metrics.json", metrics)

@@ -5,7 +5,7 @@
 
 On its way back from the loss, the gradient passes up to 34 blocks of mUnet at depth 16. Each block
 multiplies it by some factor. With a residual connection (the block's input is added to its output)
-that factor is near 1. Without one, the factors multiply up:
+that factor is near 1. Without one, the factors multiply:
     with BatchNorm      each is above 1: the gradient explodes towards the first layers
     without BatchNorm   each is far below 1: the gradient vanishes in the deep layers
 BatchNorm makes the difference: it divides by the standard deviation of the feature map, which is
@@ -14,8 +14,8 @@ small at the start, and this enlarges the gradient.
 The script measures the gradient at the output of each block of four untrained networks: with and
 without residual connections, with and without BatchNorm. Then it trains the four by plain SGD. An
 optimizer that rescales the gradient of each layer, as Adam and Muon do, hides much of the
-difference. All four networks keep the skip connections from the encoder to the decoder, which
-always give the first two blocks a gradient.
+difference. All four networks keep the skip connections from the encoder to the decoder. Through
+them, the first two blocks always get a gradient.
 
 Without --quick the network and the recipe are the homework's. --quick trains narrower, dense
 networks with BCE + Dice, because the homework's recipe needs more than half a minute. All four

@@ -195,9 +195,10 @@ class SegStudio:
 
         A notebook shows it under the cell; show=True opens it in a window.
 
-        Integer tensors hold values from 0 to 255, float tensors from 0 to 1; other values are
-        clipped. As in DLStudio, a float tensor with minimum -1 and maximum 1 counts as a normalized
-        image and is rescaled to 0..1. In greyscale the minimum is black and the maximum is white.
+        Integer tensors hold values from 0 to 255, float tensors from 0 to 1; in colour, other
+        values are clipped. As in DLStudio, a float tensor with minimum -1 and maximum 1 counts as a
+        normalized image and is rescaled to 0..1. In greyscale the minimum is black and the maximum
+        is white.
 
         Shape: (3, H, W) colour, (1, H, W) or (H, W) greyscale, on any device.
         Errors: ValueError for another shape.
@@ -908,8 +909,9 @@ class SegStudio:
                 return {self.base: base, "dice": self.dice_scale * dice}
 
             def forward(self, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-                self.latest_terms = self.terms(output, mask)  # training records them
-                return self.latest_terms[self.base] + self.latest_terms["dice"]
+                terms = self.terms(output, mask)
+                self.latest_terms = {k: term.detach() for k, term in terms.items()}  # recorded
+                return terms[self.base] + terms["dice"]
 
         class SegmentationLossBCEDice(nn.Module):
             """Binary cross entropy plus linear Dice on probabilities: the usual loss today.
@@ -961,8 +963,9 @@ class SegStudio:
                 return {"bce": bce, "dice": self.dice_scale * dice}
 
             def forward(self, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-                self.latest_terms = self.terms(output, mask)
-                return self.latest_terms["bce"] + self.latest_terms["dice"]
+                terms = self.terms(output, mask)
+                self.latest_terms = {k: term.detach() for k, term in terms.items()}  # recorded
+                return terms["bce"] + terms["dice"]
 
         class SegmentationLoss(nn.Module):
             """DLStudio's first loss, kept for scripts that name it: channel 0 against every mask.
@@ -1297,7 +1300,7 @@ class SegStudio:
                         masks = (masks > 0).float()  # 0 or 1
                     if augment is not None:
                         images, masks = augment(images, masks)
-                    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    with backstage.bf16_autocast(device, bf16):
                         output = net(images)  # (N, C, H, W)
                     loss = criterion(output.float(), masks)
                     optimizer.zero_grad()
@@ -1380,6 +1383,8 @@ class SegStudio:
             dls.device = torch.device(dls.device)  # a script may have set it by name
             if criterion is None:
                 criterion = self.make_loss(loss_type, dice_scale, dice_form)
+            if evaluate_on is not None and evaluate_every is None:
+                raise ValueError("evaluate_on needs evaluate_every, in iterations")
             loader, evaluation_loader, evaluate = self.train_dataloader, None, None
             if evaluate_every is not None:
                 loader, evaluation_loader = backstage.evaluation_split(self, evaluate_on)
@@ -1526,12 +1531,7 @@ class SegStudio:
             """
             dataloader = self.test_dataloader if dataloader is None else dataloader
             spec = self.output_spec_of(net)
-            class_names = spec["class_names"]
-            if len(spec["mask_values"]) == 1 and backstage.has_categories(dataloader):
-                class_names = getattr(
-                    backstage.innermost(dataloader.dataset), "class_names", class_names
-                )
-            scores = self.SegmentationScores(class_names)
+            scores = self.SegmentationScores(backstage.scored_classes(spec, dataloader))
             device = self.dl_studio.device
             with backstage.random_numbers_kept(), backstage.on_device(device, net):
                 for number, batch in enumerate(backstage.progress_bar(dataloader, "scoring")):
@@ -1590,6 +1590,8 @@ class SegStudio:
             """
             dls = self.dl_studio
             self.load_model(net)
+            spec = self.output_spec_of(net)
+            class_names = backstage.scored_classes(spec, self.test_dataloader)
             worst = []  # (mean IoU, -wrong pixels, number of the image, its item, its pred)
             seen = 0
 
@@ -1597,9 +1599,9 @@ class SegStudio:
                 nonlocal seen
                 if number % show_every == 0:
                     dls.log(f"Showing output for test batch {number + 1}")
-                    if backstage.fits_dlstudios_windows(self.output_spec_of(net), batch):
+                    if backstage.fits_dlstudios_windows(spec, batch):
                         self.save_test_figure(net, batch, output, number + 1)
-                    self.save_prediction_figure(batch, pred, number + 1, first=seen)
+                    self.save_prediction_figure(batch, pred, class_names, number + 1, first=seen)
                 wrong = (pred != (batch["mask_tensor"] > 0)).sum(dim=(1, 2, 3))  # (N,)
                 for row, iou in enumerate(ious.tolist()):
                     if not math.isnan(iou):
@@ -1626,7 +1628,7 @@ class SegStudio:
             dls.write_json("metrics.json", metrics)
             self.save_confusion_figure(scores)
             if worst:
-                self.save_worst_figure([(iou, *entry) for iou, _, *entry in worst])
+                self.save_worst_figure([(iou, *entry) for iou, _, *entry in worst], class_names)
             return scores
 
         def predict_image(self, net: nn.Module, image: Image.Image) -> torch.Tensor:
@@ -1820,7 +1822,12 @@ class SegStudio:
             return self.dl_studio.save_figure(figure, name)
 
         def save_prediction_figure(
-            self, batch: Mapping, preds: torch.Tensor, number: int, first: int
+            self,
+            batch: Mapping,
+            preds: torch.Tensor,
+            class_names: Sequence[str],
+            number: int,
+            first: int,
         ) -> Path:
             """predictions-NNN.png: truth and prediction of a test batch that begins at `first`."""
             batch = {key: value[:8] for key, value in batch.items()}  # more are too small to see
@@ -1829,12 +1836,13 @@ class SegStudio:
                 batch,
                 preds,
                 f"predictions-{number:03d}.png",
+                class_names=class_names,
                 titles=[f"image {first + k}" for k in range(len(preds))],
                 heading=f"Batch {number} of the {backstage.kind_of_images(self)}:\n"
                 "truth and prediction as the scores count them",
             )
 
-        def save_worst_figure(self, worst: list) -> Path:
+        def save_worst_figure(self, worst: list, class_names: Sequence[str]) -> Path:
             """worst.png: the test images with the lowest mean IoU, truth and prediction.
 
             worst: [(mean IoU, number of the image, its item, its pred), ...].
@@ -1845,6 +1853,7 @@ class SegStudio:
                 {key: torch.stack([torch.as_tensor(item[key]) for item in items]) for key in keys},
                 torch.stack(preds),
                 "worst.png",
+                class_names=class_names,
                 titles=[f"image {number}" for number in image_numbers],
                 heading=f"The {backstage.kind_of_images(self)} with the lowest IoU\n"
                 "and, among equals, the most wrong pixels",
@@ -1889,8 +1898,8 @@ class SegStudio:
             loss and no training can correct it. In DLStudio's mUnet these are three pixels in four.
 
             Averages of the whole image (global pooling, GroupNorm) are held fixed meanwhile. They
-            change with the image, but do not tell a pixel what is at its place. What mixes
-            pixels by a matrix product, such as attention, counts as a path.
+            change with the image, but carry no information about a pixel's own place. Operations
+            that mix pixels by a matrix product, such as attention, count as a path.
 
             Shape: image_size (H, W); the maps are (H', W') of the network's output.
             Returns: a named tuple:

@@ -30,7 +30,6 @@ import random
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections import defaultdict, namedtuple
 from collections.abc import Callable, Mapping
@@ -121,8 +120,11 @@ def check_settings(dls):
     if not isinstance(dls.learning_rate, numbers.Real) or not dls.learning_rate > 0:
         raise ValueError(f"learning_rate is a number above 0, not {dls.learning_rate!r}")
     dls.learning_rate = float(dls.learning_rate)
+    if isinstance(dls.momentum, numbers.Real):
+        dls.momentum = float(dls.momentum)
     if not isinstance(dls.num_workers, numbers.Integral) or dls.num_workers < 0:
         raise ValueError(f"num_workers is 0 or more, not {dls.num_workers!r}")
+    dls.num_workers = int(dls.num_workers)
     if dls.run_name == "":
         raise ValueError("run_name is a name, not '': leave it out to get one")
 
@@ -140,13 +142,20 @@ def make_run_dir(results, run_name):
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(parents=True, exist_ok=run_name is not None)
                 break
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
+        refuse_unwritable_folder(folder)
+        return folder
     except OSError as error:
         raise OSError(
             f"the run cannot be written to {folder.absolute()} ({error.strerror}): give another "
             f"results_dir (--results-dir), or make that one writable"
         ) from None
+
+
+def refuse_unwritable_folder(folder):
+    """OSError if no file can be made in it. On Windows, tempfile would try for a very long time."""
+    probe = folder / f".{os.getpid()}.part"
+    probe.touch()
+    probe.unlink()
 
 
 def prepare_results_dir(dls):
@@ -195,7 +204,7 @@ def try_to_change(path, action, unwritten="") -> bool:
 
 
 def append_text(path, text):
-    """Append to a text file. What cannot be written, as another program has it open, waits."""
+    """Append to a text file. If another program has it open, the text is written with the next."""
     text = HELD.get(path, "") + text
 
     def append():
@@ -233,15 +242,18 @@ def write_atomically(path, write: Callable) -> Path:
 
 def delete_old_parts(folder, name):
     """Delete what killed processes left of files whose names begin with `name`."""
-    for part in folder.glob(f"{glob.escape(name)}*.part"):
-        with contextlib.suppress(OSError):
-            # A part that nobody has written to for so long belongs to no living process.
-            if time.time() - part.stat().st_mtime > 600:
-                part.unlink()
+    with contextlib.suppress(OSError):  # a folder that cannot be read
+        for part in list(folder.glob(f"{glob.escape(name)}*.part")):
+            with contextlib.suppress(OSError):
+                # A living process writes to its part more often than every ten minutes.
+                if time.time() - part.stat().st_mtime > 600:
+                    part.unlink()
 
 
 def why_not_written(error, folder):
     """The reason why a file could not be written into `folder`; for a full disk also the remedy."""
+    if not folder.is_dir():
+        return "there is no such folder"
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     else:
@@ -542,7 +554,7 @@ def find_archive(dl_studio, dataset_file):
         raise FileNotFoundError(
             f"{archive} is not there: take it from datasets_for_DLStudio.tar.gz of Avinash Kak's "
             f"page (https://engineering.purdue.edu/kak/distDLS), or draw such images with "
-            f"python Datasets/make_purdue_shapes.py --out '{archive}' (in a script: "
+            f'python Datasets/make_purdue_shapes.py --out "{archive}" (in a script: '
             f"PurdueShapes5MultiObjectDataset.generate)"
         )
     if list(dl_studio.image_size) != [64, 64]:
@@ -766,8 +778,7 @@ def generate_archive(path, num_images, seed=0):
     new_folders = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):  # a refusal before the images are drawn
-            pass
+        refuse_unwritable_folder(path.parent)  # before the images are drawn
         return draw_archive(path, num_images, seed)
     except OSError as error:
         for folder in new_folders:
@@ -1004,12 +1015,9 @@ def find_mask_values(loader, classes):
     if loader is None:
         return dlstudios
     declared = getattr(innermost(loader.dataset), "mask_values", None)
-    reader = loader  # its dataset makes the batches
-    if loader.batch_sampler is not None:
-        reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
     found = None
     with random_numbers_kept():
-        first = itertools.islice(reader, 50)
+        first = itertools.islice(plain_reader(loader), 50)
         for batch in progress_bar(first, "looking for the mask values", unit="batch"):
             check_batch(batch)
             largest = batch["mask_tensor"].amax(dim=(0, 2, 3))  # (C,)
@@ -1042,9 +1050,22 @@ def find_class_names(loader, planes, class_labels):
 
 def has_categories(loader):
     """Whether the items have a category: the class of an image with one mask plane."""
-    reader = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
     with random_numbers_kept():
-        return "category" in next(iter(reader))
+        return "category" in next(iter(plain_reader(loader)), {})
+
+
+def scored_classes(spec, loader):
+    """The names of the classes to score; with one channel, the data has them."""
+    if len(spec["mask_values"]) == 1 and has_categories(loader):
+        return getattr(innermost(loader.dataset), "class_names", spec["class_names"])
+    return spec["class_names"]
+
+
+def plain_reader(loader):
+    """A loader of the same batches, without workers and without shuffling."""
+    if loader.batch_sampler is None:  # its dataset makes the batches
+        return loader
+    return DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
 
 
 def check_batch(batch):
@@ -1159,7 +1180,8 @@ def as_bytes(images):
 
 def kind_of_images(segmenter, images="test images"):
     """`images`, with the word "generated" or "synthetic" before it if SegStudio drew them."""
-    loader = segmenter.test_dataloader or loader_at_hand(segmenter)
+    loader = segmenter.test_dataloader
+    loader = loader_at_hand(segmenter) if loader is None else loader
     dataset = None if loader is None else innermost(loader.dataset)
     if not getattr(dataset, "generated", False):
         return images
@@ -1271,6 +1293,13 @@ def use_bf16(precision, device):
     in_use = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL")  # a user may hide a part of the CPU
     hidden = not any(word in in_use.upper() for word in ("ALL", "DEFAULT", "BF16", "AMX"))
     return device.type == "cpu" and bool(capabilities.get("avx512_bf16", False)) and not hidden
+
+
+def bf16_autocast(device, bf16):
+    """Inside, convolutions compute in bfloat16 if `bf16` is True."""
+    if not bf16:  # torch.autocast raises an error where a device has none, even if not enabled
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def evaluation_split(segmenter, evaluate_on):
@@ -1509,15 +1538,12 @@ class TrainingRecorder:
         evaluate=None,
         order=None,
     ):
-        options = {
-            "log_every": log_every, "max_seconds": max_seconds, "evaluate_every": evaluate_every
-        }  # fmt: skip
-        for name, value in options.items():
+        for name, value in (("log_every", log_every), ("evaluate_every", evaluate_every)):
             whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-            if value is not None and name != "max_seconds" and not (whole and value > 0):
+            if value is not None and not (whole and value > 0):
                 raise ValueError(f"{name} is a whole number above 0, not {value!r}")
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is a number above 0, not {value!r}")
+        if max_seconds is not None and not 0 < max_seconds < math.inf:
+            raise ValueError(f"max_seconds is a number above 0, not {max_seconds!r}")
         self.dl_studio = dl_studio
         self.net = net
         self.criterion = criterion
@@ -1530,12 +1556,15 @@ class TrainingRecorder:
         self.evaluate = evaluate
         self.order = order  # the generator of the image order, if SegStudio made it
         self.seed = dl_studio.seed
+        # A buffer may hold infinities on purpose, such as the mask of an attention.
+        state = net.state_dict().items()
+        self.finite = {name for name, value in state if torch.isfinite(value).all()}
         self.scheduler = None
         self.history = TrainingHistory(loss_name(criterion))
         self.epochs_done = 0
         self.first = 0  # iterations done before resuming
         self.epoch_start = 0  # iterations done before this epoch
-        batches = number_of_batches(loader)  # None: nobody knows
+        batches = number_of_batches(loader)  # None: a stream
         if batches == 0:
             self.refuse_empty_loader()
         self.iterations = None
@@ -1558,8 +1587,8 @@ class TrainingRecorder:
         self.clock = time.perf_counter() - self.history.seconds
         bar = {"total": self.iterations, "initial": self.first, "unit": "iteration"}
         if self.max_seconds:
-            bar = {"total": math.ceil(self.max_seconds), "bar_format": "{l_bar}{bar}| {n_fmt} of "
-                   "{total_fmt} s{postfix}"}  # fmt: skip
+            seconds_of = "{l_bar}{bar}| {n_fmt} of {total_fmt} s{postfix}"
+            bar = {"total": math.ceil(self.max_seconds), "bar_format": seconds_of}
         with progress_bar(desc="training", **bar) as self.bar:
             while not self.finished:
                 if self.order is not None:  # an epoch has the same order, resumed or not
@@ -1721,7 +1750,7 @@ class TrainingRecorder:
     def refuse_weights_that_are_not_finite(self):
         """FloatingPointError if a step has spoiled a weight: the loss was computed before it."""
         for name, value in self.net.state_dict().items():
-            if not torch.isfinite(value).all():
+            if name in self.finite and not torch.isfinite(value).all():
                 raise FloatingPointError(
                     f"{name} of the network is not finite after iteration "
                     f"{self.history.iterations}, {self.advice()}"
@@ -1933,7 +1962,7 @@ def device_name(device):
 
 # ---- the coverage probe -------------------------------------------------------------------------
 
-# A saturated or dead activation hides a path. Left out, only the layers decide.
+# A saturated or dead activation hides a path. Without activations only the layers decide.
 ACTIVATIONS = {
     "relu", "leaky_relu", "_prelu_kernel", "rrelu_with_noise", "elu", "gelu", "silu", "mish",
     "softplus", "threshold", "hardtanh", "hardsigmoid", "hardswish", "clamp", "clamp_min",
@@ -2036,19 +2065,19 @@ class Coverage(namedtuple("Coverage", "fraction map picture now")):
         text += "output pixels."
         if silent:
             text += (
-                f" {percent(silent)} do not follow it with the present weights: look for weights "
-                f"of 0, a dead or saturated activation, or a softmax over one channel."
+                f" {percent(silent)} do not depend on it with the present weights: look for "
+                f"weights of 0, a dead or saturated activation, or a softmax over one channel."
             )
         if self.fraction < 1:
             text += (
-                f" No training can make the other {percent(1 - self.fraction)} follow the image: "
-                f"no path leads to them, except through averages of the whole image."
+                f" No training can make the other {percent(1 - self.fraction)} depend on the "
+                f"image: no path leads to them, except through averages of the whole image."
             )
         return text
 
 
 def percent(share):
-    """A share as text, with as many digits as tell it from none and from all."""
+    """A share as text, with enough digits that it does not read 0 % or 100 %."""
     texts = [f"{share:.{digits}%}" for digits in range(5)]
     return next((text for text in texts if share in (0, 1) or 0 < float(text[:-1]) < 100), texts[4])
 
@@ -2057,10 +2086,10 @@ def changing_pixels(net, images, without_activations=False):
     """The output pixels (H', W') that change between images, with the summaries of the first."""
     held = SummariesHeld(without_activations)
     outputs = []
-    for image in [images[0], *images]:  # the first pass records, the others compute with it
+    for image in images:  # the first pass records, the others compute with it
         with held:
             outputs.append(find_output(net(image)))
-    first, *others = outputs[1:]
+    first, *others = outputs
     changes = torch.stack([(other - first).abs() for other in others])  # (probes, C, H', W')
     # On a GPU a constant pixel may differ in its last digits.
     noise = 0 if first.device.type == "cpu" else 1e-6 * changes.nan_to_num(0, 0).max()

@@ -612,7 +612,7 @@ def test_a_picture_for_every_50th_batch_and_the_worst(experiment, small_net, cap
 def test_the_worst_images_are_the_worst_and_numbered(trained, monkeypatch):
     segmenter, net = trained
     ranks, kept = [], []
-    monkeypatch.setattr(segmenter, "save_worst_figure", kept.extend)
+    monkeypatch.setattr(segmenter, "save_worst_figure", lambda worst, names: kept.extend(worst))
     segmenter.run_code_for_testing_semantic_segmentation(net)
 
     def rank(number, batch, output, pred, ious):
