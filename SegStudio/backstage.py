@@ -418,10 +418,11 @@ def open_cache(source, content, num_images, read_records):
                 return ImageCache(path, num_images)
             problem = getattr(error.__cause__, "strerror", None) or error
             continue
-        for old in path.parent.glob(f"{glob.escape(source.name)}.v*.cache.npy"):
-            if old != path:
-                with contextlib.suppress(OSError):
-                    old.unlink()
+        with contextlib.suppress(OSError):  # a folder that cannot be read
+            for old in list(path.parent.glob(f"{glob.escape(source.name)}.v*.cache.npy")):
+                if old != path:
+                    with contextlib.suppress(OSError):
+                        old.unlink()
         return ImageCache(path, num_images)
     size = number * record_type.itemsize / 1e6
     raise OSError(

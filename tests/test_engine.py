@@ -1,5 +1,6 @@
 """What goes wrong around a training: files that are held open, odd loaders, losses and weights."""
 
+import copy
 import csv
 import functools
 import math
@@ -564,7 +565,7 @@ def test_log_every_reserves_no_memory(experiment, small_net):
 @pytest.mark.parametrize("value", [2.5, "10", True])
 def test_numbers_of_iterations_are_whole(experiment, small_net, name, value):
     with pytest.raises(ValueError, match=f"{name} is a whole number .*{value}"):
-        train(experiment(), small_net(), **{"evaluate_on": 0.5, name: value})
+        train(experiment(), small_net(), **{"evaluate_on": 0.5, "evaluate_every": 1, name: value})
 
 
 def test_an_optimizer_that_needs_a_closure_is_named(experiment, small_net):
@@ -712,3 +713,68 @@ def test_the_oldest_versions_are_those_of_setup_py():
     assert {"torch==2.4", "torchvision==0.19", "numpy==1.26"} <= set(found)
     setup = (Path(__file__).resolve().parents[1] / "setup.py").read_text(encoding="utf-8")
     assert len(found) == setup.count(">=") - setup.count('python_requires=">=')
+
+
+def test_a_place_to_evaluate_without_a_time_to_evaluate_is_named(experiment, small_net):
+    with pytest.raises(ValueError, match="evaluate_on needs evaluate_every"):
+        train(experiment(), small_net(), evaluate_on=0.5)
+
+
+def test_a_loss_can_be_copied_after_a_training(experiment, small_net):
+    criterion = Segmentation.SegmentationLossComb(dice_scale=2)
+    train(experiment(), small_net(), criterion=criterion)
+    assert copy.deepcopy(criterion).latest_terms.keys() == {"mse", "dice"}
+
+
+def test_a_buffer_may_hold_infinities_on_purpose(experiment, small_net):
+    net = small_net()
+    net.register_buffer("attention_mask", torch.tensor([0.0, -torch.inf]))
+    assert train(experiment(), net).iterations > 0
+
+
+def test_without_bf16_no_autocast_is_asked_for(monkeypatch):
+    """torch 2.4 raises an error for torch.autocast("mps"), even if it is not enabled."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("autocast is not there")
+
+    monkeypatch.setattr(torch, "autocast", refuse)
+    with backstage.bf16_autocast(torch.device("mps"), False):
+        pass
+
+
+def test_a_cache_folder_that_cannot_be_read_does_not_matter(tmp_path, monkeypatch):
+    """As in a container whose home folder belongs to another user."""
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+        yield
+
+    monkeypatch.setattr(Path, "glob", refuse)
+    assert len(backstage.open_archive(make_archive(tmp_path))[0]) == 4
+
+
+def test_a_test_set_of_unknown_length_is_tested_and_drawn(experiment, small_net):
+    segmenter = experiment()
+    data = segmenter.dataserver_test
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return (data[k] for k in range(len(data)))
+
+    segmenter.test_dataloader = torch.utils.data.DataLoader(Stream(), 2)
+    net = small_net()
+    train(segmenter, net)
+    scores = segmenter.run_code_for_testing_semantic_segmentation(net)
+    assert scores.images == len(data)
+
+
+def test_no_images_of_one_channel_are_named_too(experiment, small_net):
+    segmenter = experiment()
+    empty = torch.utils.data.TensorDataset(torch.zeros(0, 1))
+    net = small_net(out_channels=1)
+    net.output_spec = {
+        "class_names": ["a"], "mask_values": [1], "logits": True, "image_size": [16, 16]
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="no images to score"):
+        segmenter.score(net, torch.utils.data.DataLoader(empty))

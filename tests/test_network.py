@@ -504,8 +504,8 @@ def test_a_sound_network_is_said_to_be_sound(small_net):
     assert coverage.summary == "The image reaches 100% of the output pixels."
     strided = Segmentation.probe_output_coverage(small_net(), (32, 32))
     assert strided.summary == (
-        "The image reaches 25% of the output pixels. No training can make the other 75% follow "
-        "the image: no path leads to them, except through averages of the whole image."
+        "The image reaches 25% of the output pixels. No training can make the other 75% depend "
+        "on the image: no path leads to them, except through averages of the whole image."
     )
 
 

@@ -539,7 +539,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
             load(archive)
         assert str(archive) in str(error.value)
     with monkeypatch.context() as patch:
-        patch.setattr(pickle, "dump", full)
+        patch.setattr(gzip, "GzipFile", full)
         with pytest.raises(OSError, match="the disk is full"):
             ShapesDataset.generate(archive, 3)
     assert files(tmp_path) == before

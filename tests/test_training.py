@@ -524,7 +524,7 @@ def test_channels_last_changes_the_memory_order_alone(experiment, small_net):
 )  # fmt: skip
 def test_impossible_options_are_named(experiment, small_net, tmp_path, name, value):
     with pytest.raises(ValueError, match=f"{name} is .*{value}"):
-        train(experiment(), small_net(), **{"evaluate_on": 0.5, name: value})
+        train(experiment(), small_net(), **{"evaluate_on": 0.5, "evaluate_every": 1, name: value})
     assert not list(tmp_path.iterdir())
 
 
