@@ -19,7 +19,7 @@ COLORED = {
     "loops_21": ("display-001-train-0-0", "display-005-train-0-4", "display-007", "display-008"),
     "loops_25": ("display-001",),
     "coco": ("display-001-test-0", "display-002", "worst"),
-    "dataset_surgery": ("test-batch-001", "worst"),
+    "dataset_surgery": ("predictions-001", "worst"),  # masks of 0 and 1
     "own_everything": ("display-001-0", "display-003-1", "test-batch-001", "worst"),
     "compare": ("display-001", "display-007", "test-batch-001", "worst"),
 }
