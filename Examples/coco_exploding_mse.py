@@ -27,7 +27,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from SegStudio import SegStudio
-from SegStudio.backstage import progress_bar
+from SegStudio.backstage import kind_of_images, progress_bar
 
 CLASSES = ("cake", "dog", "motorcycle")
 LEARNING_RATE = 1e-4
@@ -110,7 +110,7 @@ def main():
                 runs_left -= 1
                 bar.update()
             dls.log(table_row(case, loss, runs_of_case))
-    path = save_figure(dls, runs)
+    path = save_figure(dls, runs, kind_of_images(segmenter, "images"))
     save_numbers(dls, runs)
     dls.log(f"\nThe figure: {path}")
     dls.log("Next: python Examples/coco_segmentation.py --quick  (the homework's solution: MAE)")
@@ -162,7 +162,7 @@ def largest_finite(values):
     return max((value for value in values if math.isfinite(value)), default=math.nan)
 
 
-def save_figure(dls, runs):
+def save_figure(dls, runs, kind):
     """One column for each case: gradient above, output below; a line for each training."""
     figure = dls.new_figure(figsize=(17, 8), dpi=100, layout="constrained")
     grid = figure.subplots(2, len(CASES), sharex=True, sharey="row")
@@ -186,7 +186,9 @@ def save_figure(dls, runs):
         for end, marker in END_MARKERS.items()
     ]
     figure.legend(handles=lines + ends, loc="outside lower center", ncols=4, fontsize=14)
-    figure.suptitle("MSE and MAE by SGD at 1e-4: each line is one initialization", fontsize=16)
+    figure.suptitle(
+        f"MSE and MAE by SGD at 1e-4 on {kind}: each line is one initialization", fontsize=16
+    )
     return dls.save_figure(figure, "norms.png")
 
 

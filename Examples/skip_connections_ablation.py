@@ -35,6 +35,7 @@ from small_recipe import make_one_epoch
 from torch import nn
 
 from SegStudio import SegStudio
+from SegStudio.backstage import kind_of_images
 
 CLASSES = ("rectangle", "triangle", "disk", "oval", "star")
 DEPTH = 16
@@ -91,7 +92,8 @@ def main():
         of_network.dl_studio.write_json("metrics.json", scores[name].compute())
 
     log_results(dls, gradients, histories, scores)
-    picture = save_figure(dls, gradients, histories)
+    kind = kind_of_images(segmenter, "images")
+    picture = save_figure(dls, gradients, histories, kind)
     dls.log(f"\nThe picture: {picture}")
     dls.log("Next: python Examples/semantic_segmentation_dense.py --quick")
 
@@ -219,7 +221,7 @@ def log_results(dls, gradients, histories, scores):
     dls.write_json("results.json", results)
 
 
-def save_figure(dls, gradients, histories):
+def save_figure(dls, gradients, histories, kind):
     """On the left the gradient by block, on the right the training losses."""
     figure = dls.new_figure(figsize=(14, 6), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -235,7 +237,7 @@ def save_figure(dls, gradients, histories):
     left.set_title("Before training: 34 blocks, depth 16", fontsize=14)
     left.set_xlabel("block, from the input to the output", fontsize=13)
     left.set_ylabel("norm of the gradient at its output", fontsize=13)
-    right.set_title("Training by SGD", fontsize=14)
+    right.set_title(f"Training by SGD on {kind}", fontsize=14)
     right.set_xlabel("iteration", fontsize=13)
     for axes in (left, right):
         axes.grid(alpha=0.3)
