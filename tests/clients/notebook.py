@@ -2,7 +2,7 @@
 # # HW7  (exported from a notebook; the library's folder is put on the path)
 # %%
 import sys
-sys.path.append("LIBRARY_FOLDER")
+sys.path.insert(0, "LIBRARY_FOLDER")
 from SegStudio import *
 
 # %%
