@@ -14,9 +14,9 @@ Expected mean IoU on 200 test images after 150 seconds: strided 0.2, dense 0.6 t
 the computer (0.22 and 0.77 with one thread in fp32). --seconds N changes the time of the whole
 demo. With --iterations N every computer trains on the same batches, however long that takes. The
 scores still differ a little, because processors round differently and training enlarges that. With
---iterations 200 the same Intel Xeon had 0.17 to 0.18 strided and 0.49 to 0.52 dense in six settings:
-1 and 2 threads (OMP_NUM_THREADS), with all of its instructions, AVX-512 only and AVX2 only
-(ONEDNN_MAX_CPU_ISA).
+--iterations 200 the same Intel Xeon had 0.17 to 0.18 strided and 0.49 to 0.52 dense in six
+settings: 1 and 2 threads (OMP_NUM_THREADS), with all of its instructions, AVX-512 only and AVX2
+only (ONEDNN_MAX_CPU_ISA).
 """
 
 import math
