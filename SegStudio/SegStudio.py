@@ -433,12 +433,7 @@ class SegStudio:
             self.dataserver_test = dataserver_test
             # With a seed, the order has its own generator: other random numbers do not change it.
             self.order = None if dls.seed is None else torch.Generator().manual_seed(dls.seed)
-            settings = {
-                "batch_size": dls.batch_size,
-                "num_workers": dls.num_workers,
-                "persistent_workers": dls.num_workers > 0,  # started once, not in every epoch
-                "pin_memory": dls.device.type == "cuda",  # copied to the GPU faster
-            }
+            settings = backstage.loader_arguments(dls)
             self.train_dataloader = DataLoader(
                 dataserver_train, shuffle=True, generator=self.order, **settings
             )

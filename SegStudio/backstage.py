@@ -1324,6 +1324,16 @@ def evaluation_split(segmenter, evaluate_on):
     )
 
 
+def loader_arguments(dls):
+    """Batch size, workers and memory of the loaders that SegStudio makes."""
+    return {
+        "batch_size": dls.batch_size,
+        "num_workers": dls.num_workers,
+        "persistent_workers": dls.num_workers > 0,  # started once, not in every epoch
+        "pin_memory": dls.device.type == "cuda",  # copied to the GPU faster
+    }
+
+
 def loading_settings(loader):
     """The settings of a loader that say how items are loaded, as keywords of DataLoader."""
     names = (
