@@ -180,7 +180,7 @@ class SegStudio:
         def write(part):
             figure.savefig(part, format="png", bbox_inches="tight")
 
-        backstage.try_to_change(path, lambda: self.write_atomically(path, write))
+        backstage.write_or_warn(path, write)
         if self.show:
             import matplotlib.pyplot as plt
 

@@ -240,6 +240,11 @@ def write_atomically(path, write: Callable) -> Path:
     return path
 
 
+def write_or_warn(path, write):
+    """write_atomically; if another program has the file open, warn once and go on."""
+    try_to_change(path, lambda: write_atomically(path, write))
+
+
 def delete_old_parts(folder, name):
     """Delete what killed processes left of files whose names begin with `name`."""
     with contextlib.suppress(OSError):  # a folder that cannot be read
@@ -1824,8 +1829,7 @@ class TrainingRecorder:
 
     def save_history(self):
         path = self.dl_studio.run_dir / "losses.csv"
-        write = self.dl_studio.write_atomically
-        try_to_change(path, lambda: write(path, self.history.write_csv))
+        write_or_warn(path, self.history.write_csv)
 
     def parts(self):
         """The objects whose state a resumed training needs."""
@@ -1840,8 +1844,7 @@ class TrainingRecorder:
         state["history"] = vars(self.history)
         state["random"] = torch.get_rng_state()
         path = self.dl_studio.run_dir / "checkpoint.pt"
-        write = self.dl_studio.write_atomically
-        try_to_change(path, lambda: write(path, lambda part: torch.save(state, part)))
+        write_or_warn(path, lambda part: torch.save(state, part))
 
     def load_checkpoint(self):
         """Continue from checkpoint.pt, if there is one."""

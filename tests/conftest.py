@@ -1,5 +1,6 @@
 """What the tests share: a tiny data set, tiny networks, and a place to run them in."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -111,3 +112,16 @@ def run_script():
         )  # fmt: skip
 
     return run
+
+
+def train(segmenter, net, loss="MSE", **options):
+    return segmenter.custom_run_code_for_training_for_semantic_segmentation(net, loss, **options)
+
+
+def weights(net):
+    return torch.cat([value.double().flatten() for value in net.state_dict().values()])
+
+
+def rows(segmenter):
+    with (segmenter.dl_studio.run_dir / "losses.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,7 +1,6 @@
 """What goes wrong around a training: files that are held open, odd loaders, losses and weights."""
 
 import copy
-import csv
 import functools
 import math
 import os
@@ -10,25 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import rows, train, weights
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from SegStudio import SegStudio, backstage
 
 Segmentation = SegStudio.SemanticSegmentation
-
-
-def train(segmenter, net, loss="MSE", **options):
-    return segmenter.custom_run_code_for_training_for_semantic_segmentation(net, loss, **options)
-
-
-def weights(net):
-    return torch.cat([value.double().flatten() for value in net.state_dict().values()])
-
-
-def rows(segmenter):
-    with (segmenter.dl_studio.run_dir / "losses.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # ---- files that another program holds open (Windows refuses to change them) ------------------

@@ -1,7 +1,6 @@
 """The one training loop and the testing routine: what they compute, write, refuse and resume."""
 
 import copy
-import csv
 import functools
 import json
 import math
@@ -12,25 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import rows, train, weights
 from PIL import Image
 from torch import nn
 
 from SegStudio import SegStudio, backstage
 
 Segmentation = SegStudio.SemanticSegmentation
-
-
-def train(segmenter, net, loss="MSE", **options):
-    return segmenter.custom_run_code_for_training_for_semantic_segmentation(net, loss, **options)
-
-
-def weights(net):
-    return torch.cat([value.double().flatten() for value in net.state_dict().values()])
-
-
-def rows(segmenter):
-    with (segmenter.dl_studio.run_dir / "losses.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def column(segmenter, name):
