@@ -62,6 +62,8 @@ def main():
         criterion=losses[flags.loss],
         max_seconds=max_seconds,
         log_every=25 if flags.quick else 100,
+        precision=flags.precision,
+        channels_last=flags.precision == "bf16",
         resume=flags.resume,
     )
     segmenter.run_code_for_testing_semantic_segmentation(model, baselines=baselines)
@@ -80,6 +82,7 @@ def read_flags():
             "--coco": {"metavar": "DIR", "help": "a folder that prepare_coco.py wrote"},
             "--image-size": {"type": int, "default": 64, "metavar": "N", "help": "default 64"},
             "--seconds": {"type": float, "metavar": "N", "help": "train for this time"},
+            "--precision": {"choices": ("fp32", "bf16"), "default": "fp32"},
             "--resume": {"action": "store_true", "help": "continue the run of --run-name"},
         },
     )

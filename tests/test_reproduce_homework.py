@@ -29,6 +29,7 @@ def make_flags(results, **changes):
         "results_dir": str(results),
         "coco": None,
         "dataroot": None,
+        "precision": "fp32",
         "show": False,
         "only": None,
         **changes,
@@ -88,6 +89,12 @@ def test_a_longer_run_is_kept_and_a_shorter_one_moves(tmp_path, full, quick):
 @pytest.mark.parametrize("epochs", [6, 12])
 def test_a_run_of_another_seed_moves_even_if_it_is_longer(tmp_path, full, epochs):
     assert find_step(make_run(tmp_path / "mse", seed=1, epochs=epochs), full) == "move"
+
+
+def test_a_run_of_another_precision_moves(tmp_path, full):
+    folder = make_run(tmp_path / "mse")
+    full.precision = "bf16"
+    assert find_step(folder, full) == "move"
 
 
 def test_a_synthetic_run_is_not_taken_for_coco(tmp_path, full):
@@ -247,7 +254,8 @@ def test_coco_runs_by_its_own_script(monkeypatch, tmp_path, changes, expected):
     reproduce.run_coco(COCO_MAE, "coco_mae", 3, flags, "train")
     _, script, *words = commands[0]
     assert script.endswith("coco_segmentation.py")
-    always = {"--loss=mae", "--run-name=coco_mae", f"--results-dir={tmp_path}", "--seed=3"}
+    always = {"--loss=mae", "--run-name=coco_mae", "--precision=fp32", "--seed=3"}
+    always.add(f"--results-dir={tmp_path}")
     assert set(words) == always | expected
     reproduce.run_coco(COCO_MAE, "coco_mae", 3, flags, "resume")
     assert commands[1][-1] == "--resume"
