@@ -25,6 +25,7 @@ setup(
         "pycocotools>=2.0.7",
         "matplotlib>=3.8",
         "tqdm>=4.66",
+        "filelock>=3.13",  # torch brings it
         "Jinja2>=3.1",
         "requests>=2.31",
         "platformdirs>=4",

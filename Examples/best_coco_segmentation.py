@@ -53,6 +53,7 @@ def main():
         quick=(10000, None),
         full=(10000, None),
         quick_seconds=QUICK_SECONDS,
+        last_file="side_by_side.png",
         extra={
             "--seconds": {
                 "type": float,
@@ -65,7 +66,7 @@ def main():
     )
     if flags.seconds is not None and not 0 < flags.seconds < math.inf:
         raise ValueError(f"--seconds is above 0, not {flags.seconds:g}")
-    best = make_segmenter(flags, BEST_BATCH_SIZE)
+    best = make_segmenter(flags)
     homework = {
         "MAE": best.SegmentationLossMAE(),
         "Dice": best.SegmentationLossDice(form="squared"),
@@ -77,18 +78,19 @@ def main():
     preds = {}
 
     for name, criterion in homework.items():
-        folder = f"{best.dl_studio.run_dir.name}/{name.lower().replace('*', '-')}"
-        segmenter = make_segmenter(flags, BATCH_SIZE, folder)
+        segmenter = best.part_of_run(name.lower().replace("*", "-"))
+        segmenter.dl_studio.batch_size = BATCH_SIZE
+        segmenter.load_Coco_dataset(best.dataserver_train, best.dataserver_test)
         segmenter.dl_studio.log(f"\nThe homework's {name}, {seconds:.0f} seconds")
         net = segmenter.mUnet(skip_connections=True, depth=DEPTH, out_channels=1)
         segmenter.custom_run_code_for_training_for_semantic_segmentation(
-            net, criterion=criterion, max_seconds=seconds, log_every=50
+            net, criterion=criterion, max_seconds=seconds, log_every=50, resume=flags.resume
         )
         scores[name] = segmenter.run_code_for_testing_semantic_segmentation(net)
         preds[name] = segmenter.binarize(net, segmenter.infer(net, examples["image"])).cpu()
 
     best.dl_studio.log(f"\nThe best recipe, {seconds:.0f} seconds")
-    net = train_best(best, seconds)
+    net = train_best(best, seconds, flags.resume)
     scores["best"] = best.run_code_for_testing_semantic_segmentation(net)
     preds["best"] = best.binarize(net, best.infer(net, examples["image"])).cpu()
 
@@ -101,17 +103,14 @@ def main():
     best.dl_studio.log(f"Next: python Examples/predict.py IMAGE --model {best.dl_studio.run_dir}")
 
 
-def make_segmenter(flags, batch_size, run_name=None):
-    """A SemanticSegmentation with its data and its own run folder."""
-    settings = dict(flags.settings)
-    settings.setdefault("dataroot", "./data/")
-    if run_name is not None:
-        settings["run_name"] = run_name
+def make_segmenter(flags):
+    """A SemanticSegmentation with its data."""
+    settings = {"dataroot": "./data/"} | flags.settings
     dls = SegStudio(
         image_size=[flags.image_size, flags.image_size],
         learning_rate=LEARNING_RATE,
         momentum=MOMENTUM,
-        batch_size=batch_size,
+        batch_size=BEST_BATCH_SIZE,
         classes=CLASSES,
         use_gpu=True,
         **settings,
@@ -124,7 +123,7 @@ def make_segmenter(flags, batch_size, run_name=None):
 # ---- The best recipe ----------------------------------------------------------------------------
 
 
-def train_best(segmenter, seconds):
+def train_best(segmenter, seconds, resume):
     """Train a UNet for `seconds` seconds; returns it."""
     net = segmenter.UNet(out_channels=1)
     hidden, rest = segmenter.Muon.split(net)
@@ -141,6 +140,7 @@ def train_best(segmenter, seconds):
         augment=augment,
         max_seconds=seconds,
         log_every=50,
+        resume=resume,
     )
     return net
 

@@ -57,14 +57,18 @@ def main():
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
     segmenter.load_shapes(flags.train_images, test_images=1000, validation_images=500)
     quick_seconds = flags.training_seconds(reserve=20)  # what drawing and reading left
-    net = train(segmenter, flags.seconds or quick_seconds or (60 if flags.quick else 600))
+    seconds = flags.seconds or quick_seconds or (60 if flags.quick else 600)
+    net = train(segmenter, seconds, resume=flags.resume)
     segmenter.run_code_for_testing_semantic_segmentation(net)
     dls.log(f"\nPictures and numbers: {dls.run_dir}")
     dls.log(f"Next: python Examples/predict.py IMAGE --model {dls.run_dir}")
 
 
-def train(segmenter, seconds, evaluate_every=None):
-    """Train a UNet on the images of `segmenter` for `seconds` seconds; returns it."""
+def train(segmenter, seconds, **options):
+    """Train a UNet on the images of `segmenter` for `seconds` seconds; returns it.
+
+    options: of custom_run_code_for_training_for_semantic_segmentation, such as resume.
+    """
     net = segmenter.UNet(out_channels=len(CLASSES))
     hidden, rest = segmenter.Muon.split(net)
     course = Course()
@@ -81,7 +85,7 @@ def train(segmenter, seconds, evaluate_every=None):
         augment=course.augment,
         max_seconds=seconds,
         log_every=200,
-        evaluate_every=evaluate_every,
+        **options,
     )
     return net
 

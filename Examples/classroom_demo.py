@@ -29,7 +29,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 from side_by_side import class_patches, generated_or_not, iou_of_image, paint_masks
-from small_recipe import make_one_epoch, warm_up_then_cosine
+from small_recipe import make_one_epoch, train_small
 
 from SegStudio import SegStudio
 
@@ -37,7 +37,6 @@ CLASSES = ("rectangle", "triangle", "disk", "oval", "star")
 DEPTH = 4
 WIDTH = 16
 BATCH_SIZE = 16
-MUON_RATE = 0.03
 ADAMW_RATE = 6e-3
 LOG_EVERY = 10  # iterations; on a slow computer the window stands still meanwhile
 COLORS = {"strided": "#D55E00", "dense": "#222222"}
@@ -181,6 +180,7 @@ def main():
         __doc__,
         quick=(2000, None),
         full=(2000, None),
+        last_file="live.gif",
         extra={
             "--seconds": {
                 "type": float,
@@ -213,14 +213,24 @@ def main():
         max_seconds = seconds_for_each(flags.seconds or (60 if flags.quick else 150))
         view.begin(segmenter, "seconds", max_seconds)
 
+    parts = {"strided": segmenter.part_of_run("strided"), "dense": segmenter}
     scores = {}
-    for upsampling in ("strided", "dense"):
-        dls.log(f"\nThe {upsampling} network")
+    for upsampling, part in parts.items():
+        part.dl_studio.log(f"\nThe {upsampling} network")
         torch.manual_seed(flags.seed)  # both networks start with the same weights
         net = segmenter.mUnet(depth=DEPTH, width=WIDTH, upsampling=upsampling, input_scale=1 / 255)
         if flags.iterations:
-            make_one_epoch(segmenter, flags.iterations, flags.seed)
-        history = train(segmenter, net, max_seconds, view, upsampling)
+            make_one_epoch(part, flags.iterations, flags.seed)
+        history = train_small(
+            part,
+            net,
+            segmenter.SegmentationLossBCEDice(),
+            ADAMW_RATE,
+            max_seconds,
+            log_every=LOG_EVERY,
+            on_log=lambda history, net, name=upsampling: view.update(name, history, net),
+            resume=flags.resume,
+        )
         view.show_network(upsampling, history, net)
         scores[upsampling] = segmenter.score(net)
         view.panels[upsampling].set_xlabel(
@@ -248,24 +258,6 @@ def seconds_for_each(seconds):
     """The training time of each network, so that the whole demo takes `seconds`."""
     left = seconds - (time.perf_counter() - STARTED) - AROUND_TRAINING
     return max(1.0, 0.9 * left / 2)  # a tenth of the time is for the frames
-
-
-def train(segmenter, net, max_seconds, view, name):
-    """Train with BCE + Dice; Muon trains the hidden kernels, AdamW the other parameters."""
-    hidden, rest = segmenter.Muon.split(net)
-    return segmenter.custom_run_code_for_training_for_semantic_segmentation(
-        net,
-        criterion=segmenter.SegmentationLossBCEDice(),
-        optimizer=[
-            segmenter.Muon(hidden, lr=MUON_RATE),
-            torch.optim.AdamW(rest, lr=ADAMW_RATE),
-        ],
-        scheduler=warm_up_then_cosine,
-        channels_last=True,
-        max_seconds=max_seconds,
-        log_every=LOG_EVERY,
-        on_log=lambda history, net: view.update(name, history, net),
-    )
 
 
 if __name__ == "__main__":

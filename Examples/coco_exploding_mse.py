@@ -73,6 +73,7 @@ def main():
         quick=(48, 1),
         full=(160, 1),
         quick_seconds=QUICK_SECONDS,
+        last_file="norms.json",
         extra={
             "--coco": {"metavar": "DIR", "help": "a folder that prepare_coco.py wrote"},
             "--starts": {

@@ -14,7 +14,6 @@ best_coco_segmentation.py shows the best scores on these images.
 """
 
 import math
-from pathlib import Path
 
 from coco_folder import find_or_draw_coco
 from side_by_side import generated_or_not
@@ -66,8 +65,8 @@ def main():
         channels_last=flags.precision == "bf16",
         resume=flags.resume,
     )
-    segmenter.run_code_for_testing_semantic_segmentation(model, baselines=baselines)
     save_panels(segmenter, model)
+    segmenter.run_code_for_testing_semantic_segmentation(model, baselines=baselines)
     dls.log(f"\nPictures and numbers: {dls.run_dir}")
     dls.log("Next: python Examples/best_coco_segmentation.py --quick  (the best scores here)")
 
@@ -83,20 +82,10 @@ def read_flags():
             "--image-size": {"type": int, "default": 64, "metavar": "N", "help": "default 64"},
             "--seconds": {"type": float, "metavar": "N", "help": "train for this time"},
             "--precision": {"choices": ("fp32", "bf16"), "default": "fp32"},
-            "--resume": {"action": "store_true", "help": "continue the run of --run-name"},
         },
     )
     if flags.seconds is not None and not 0 < flags.seconds < math.inf:
         raise ValueError(f"--seconds is above 0, not {flags.seconds:g}")
-    if flags.resume:
-        if flags.run_name is None:
-            raise ValueError("--resume needs the --run-name of the run to continue")
-        run = Path(flags.results_dir, flags.run_name).expanduser()
-        if not (run / "checkpoint.pt").exists():
-            state = "is finished" if (run / "model.pt").exists() else "has no checkpoint"
-            raise ValueError(
-                f"{run} {state}: there is nothing to resume; leave --resume out to start"
-            )
     return flags
 
 

@@ -27,7 +27,11 @@ QUICK_SECONDS = 25  # of the whole script with --quick
 
 def main():
     flags = SegStudio.example_flags(
-        __doc__, quick=(2000, None), full=(2000, None), quick_seconds=QUICK_SECONDS
+        __doc__,
+        quick=(2000, None),
+        full=(2000, None),
+        quick_seconds=QUICK_SECONDS,
+        last_file="5-empty_channels.png",
     )
     dls = SegStudio(batch_size=BATCH_SIZE, classes=CLASSES, **flags.settings)
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
@@ -38,7 +42,7 @@ def main():
     lattice(segmenter)
     channel_loop(segmenter, images, masks)
     dice_pole(segmenter, images, masks)
-    missing_eval(segmenter, flags.training_seconds(reserve=4) or EVAL_SECONDS)
+    missing_eval(segmenter, flags.training_seconds(reserve=4) or EVAL_SECONDS, flags.resume)
     empty_channels(segmenter, masks)
     dls.log(f"\nThe five figures: {dls.run_dir}")
 
@@ -169,7 +173,7 @@ def dice_pole(segmenter, images, masks):
 # ---- 4. Testing in train mode -------------------------------------------------------------------
 
 
-def missing_eval(segmenter, seconds):
+def missing_eval(segmenter, seconds, resume):
     net = segmenter.mUnet(depth=4, width=16, upsampling="dense", input_scale=1 / 255)
     hidden, rest = segmenter.Muon.split(net)
     segmenter.custom_run_code_for_training_for_semantic_segmentation(
@@ -179,6 +183,7 @@ def missing_eval(segmenter, seconds):
         scheduler=lambda done: 1 - 0.9 * done,
         max_seconds=seconds,
         log_every=100,
+        resume=resume,
     )
     tests = torch.stack([segmenter.dataserver_test[k]["image"] for k in range(7)])
     image = tests[:1]

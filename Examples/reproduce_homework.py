@@ -1,8 +1,9 @@
 """The whole homework by one command: eight experiments, and one page with all their figures.
 
-Each experiment has a fixed folder in runs/. A finished run is kept, an interrupted run continues,
-and a longer run is kept too. A run with other settings is renamed, never deleted. After
-each experiment the homework page, runs/homework-page/index.html, is written again.
+Each experiment has a fixed folder in runs/. A finished run is kept, an interrupted run continues
+(with --resume or without), and a longer run is kept too. A run with other settings is renamed,
+never deleted. After each experiment the homework page, runs/homework-page/index.html, is written
+again.
 
     python Examples/reproduce_homework.py --quick          # about 60 s for each experiment, 8 min
     python Examples/reproduce_homework.py --only mse,dice  # the homework's schedule: an hour each
@@ -30,6 +31,7 @@ from homework_page import (
 )
 
 from SegStudio import SegStudio
+from SegStudio.backstage import move_aside
 
 # The homework's recipe.
 IMAGE_SIZE = [64, 64]
@@ -72,8 +74,7 @@ def what_is_left(folder, wanted):
 
     The steps:
         "train": there is no run yet.
-        "resume": it was interrupted in training.
-        "test": it was trained, but not tested.
+        "continue": it was interrupted in its training or its test.
         "nothing": it is complete, or longer than the run asked for.
         "move": there is a run with other settings that is not longer.
 
@@ -94,13 +95,9 @@ def what_is_left(folder, wanted):
             unfinished = "" if run.metrics else "; it is not finished"
             return "nothing", f"a longer run is kept ({changes}){unfinished}"
         return "move", changes
-    if (folder / "checkpoint.pt").exists():
-        return "resume", "it was interrupted"
     if (folder / "metrics.json").exists():
         return "nothing", "complete"
-    if (folder / "model.pt").exists():
-        return "test", "trained, not tested"
-    return "train", "it was interrupted before its first checkpoint"
+    return "continue", "it was interrupted"
 
 
 def is_longer(run, wanted):
@@ -111,18 +108,10 @@ def is_longer(run, wanted):
     return run.planned_images > images * wanted["epochs"]
 
 
-def move_aside(folder):
-    """Rename a run's folder to the first free name of NAME_before_1, NAME_before_2, ..."""
-    number = 1
-    while folder.with_name(f"{folder.name}_before_{number}").exists():
-        number += 1
-    return folder.rename(folder.with_name(f"{folder.name}_before_{number}"))
-
-
 # ---- The experiments ----------------------------------------------------------------------------
 
 
-def run_shapes(experiment, run_name, seed, flags, step):
+def run_shapes(experiment, run_name, seed, flags):
     """Train mUnet on the shapes with the experiment's loss, and test it."""
     dls = SegStudio(
         image_size=IMAGE_SIZE,
@@ -143,25 +132,24 @@ def run_shapes(experiment, run_name, seed, flags, step):
     )
     model = segmenter.mUnet(skip_connections=True, depth=DEPTH)
     untrained = segmenter.score(model)
-    if step != "test":
-        segmenter.custom_run_code_for_training_for_semantic_segmentation(
-            model,
-            experiment.loss,
-            dice_scale=experiment.dice_scale,
-            max_seconds=flags.seconds,
-            log_every=25 if flags.quick else 500,
-            evaluate_every=50 if flags.quick else len(segmenter.train_dataloader),
-            precision=flags.precision,
-            channels_last=flags.precision == "bf16",
-            resume=step == "resume",
-        )
+    segmenter.custom_run_code_for_training_for_semantic_segmentation(
+        model,
+        experiment.loss,
+        dice_scale=experiment.dice_scale,
+        max_seconds=flags.seconds,
+        log_every=25 if flags.quick else 500,
+        evaluate_every=50 if flags.quick else len(segmenter.train_dataloader),
+        precision=flags.precision,
+        channels_last=flags.precision == "bf16",
+        resume=True,
+    )
     quarter = -(-len(segmenter.test_dataloader) // 4)  # rounded up: four test batches are shown
     segmenter.run_code_for_testing_semantic_segmentation(
         model, before=untrained, show_every=quarter
     )
 
 
-def run_coco(experiment, run_name, seed, flags, step):
+def run_coco(experiment, run_name, seed, flags):
     """Run the script of the COCO experiments, which also finds or draws their data."""
     command = [sys.executable, str(COCO_SCRIPT)]
     command += [f"--loss={COCO_LOSSES[experiment.name]}", f"--run-name={run_name}"]
@@ -176,7 +164,7 @@ def run_coco(experiment, run_name, seed, flags, step):
         command.append(f"--seconds={flags.seconds}")
     else:
         command.append(f"--epochs={flags.epochs}")
-    if step == "resume":
+    if (Path(flags.results_dir).expanduser() / run_name).is_dir():
         command.append("--resume")
     if subprocess.run(command).returncode != 0:
         raise ValueError("it did not finish; the lines above say why")
@@ -188,14 +176,13 @@ def run_experiment(experiment, seed, run_name, flags):
     step, reason = what_is_left(folder, wanted_settings(experiment, flags, seed))
     if step == "move":
         print(f"{folder} has other settings ({reason}). It is now {move_aside(folder)}.")
-        step = "train"
     elif step == "nothing":
         print(f"{folder}: {reason}")
         return
     # At once, because a COCO run is another process that prints to the same place.
     print(f"{folder}: {experiment.title}, seed {seed}", flush=True)
     run = run_shapes if experiment.data == "shapes" else run_coco
-    run(experiment, run_name, seed, flags, step)
+    run(experiment, run_name, seed, flags)
 
 
 def main():
@@ -245,6 +232,7 @@ def read_flags():
         quick=(QUICK_IMAGES, 1),
         full=(HOMEWORK_IMAGES["shapes"], HOMEWORK_EPOCHS),
         quick_seconds=count * QUICK_SECONDS,
+        last_file=None,
         extra={
             "--only": {"metavar": "NAMES", "help": "such as mse,combined-200; default: all"},
             "--coco": {"metavar": "DIR", "help": "made by prepare_coco.py; default: synthetic"},

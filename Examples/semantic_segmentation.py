@@ -7,7 +7,7 @@
 ("strided" upsampling) and its "dense" twin, from the same first weights, by one small recipe. It
 prints one table and saves one picture, side_by_side.png: input, truth, strided, dense. Expected
 mean IoU: 0.2 strided, 0.5 to 0.8 dense, depending on the computer. The folder of the run then holds
-the dense network.
+the dense network, its subfolder strided/ the strided one.
 
 Without --quick the script is exactly the homework's first experiment: depth 16, the MSE loss, SGD
 with learning rate 1e-4 and momentum 0.9, batches of 4, 6 epochs over 10,000 images. Expected mean
@@ -66,6 +66,7 @@ def homework(flags):
     segmenter.run_code_for_training_for_semantic_segmentation(
         model,
         evaluate_every=len(segmenter.train_dataloader),  # each epoch, on the validation images
+        resume=flags.resume,
     )
     segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained)
     dls.log(f"\nPictures and numbers: {dls.run_dir}")
@@ -87,10 +88,11 @@ def strided_and_dense(flags):
     segmenter.load_shapes(flags.train_images, test_images=200, validation_images=100)
     examples = first_items(segmenter.dataserver_test, 5)
     max_seconds = flags.training_seconds(trainings_left=2, reserve=8)  # the same for both
+    parts = {"strided": segmenter.part_of_run("strided"), "dense": segmenter}
     scores = {}
     preds = {}
-    for upsampling in ("strided", "dense"):
-        dls.log(f"\nThe {upsampling} network")
+    for upsampling, part in parts.items():
+        part.dl_studio.log(f"\nThe {upsampling} network")
         torch.manual_seed(flags.seed)  # both networks start with the same weights
         net = segmenter.mUnet(
             skip_connections=True,
@@ -100,7 +102,8 @@ def strided_and_dense(flags):
             input_scale=1 / 255,
         )
         criterion = segmenter.SegmentationLossBCEDice()
-        train_small(segmenter, net, criterion, QUICK_ADAMW_RATE, max_seconds)
+        options = {"evaluate_every": 200, "resume": flags.resume}
+        train_small(part, net, criterion, QUICK_ADAMW_RATE, max_seconds, **options)
         scores[upsampling] = segmenter.score(net)
         preds[upsampling] = segmenter.binarize(net, segmenter.infer(net, examples["image"])).cpu()
 
@@ -108,13 +111,13 @@ def strided_and_dense(flags):
     dls.log(f"Scores on {scores['dense'].images} test images, strided -> dense:\n{table}")
     dls.log(scores["dense"].explanation())
     segmenter.save_confusion_figure(scores["dense"])
-    metrics = scores["dense"].compute()
-    metrics["before"] = scores["strided"].compute()
-    dls.write_json("metrics.json", metrics)
     source = generated_or_not(segmenter.dataserver_test)
     picture = save_side_by_side(
         segmenter, examples, preds, "side_by_side.png", f"Five test images ({source})"
     )
+    metrics = scores["dense"].compute()
+    metrics["before"] = scores["strided"].compute()
+    dls.write_json("metrics.json", metrics)
     dls.log(
         f"\nThe picture: {picture}\n"
         f"In the strided output, the homework's, three pixels in four are a constant that no "

@@ -74,12 +74,21 @@ def main():
     untrained = segmenter.score(model)
     if flags.quick:
         max_seconds = flags.training_seconds(reserve=14)
-        history = train_small(segmenter, model, criterion, QUICK_ADAMW_RATE, max_seconds)
+        history = train_small(
+            segmenter,
+            model,
+            criterion,
+            QUICK_ADAMW_RATE,
+            max_seconds,
+            evaluate_every=200,
+            resume=flags.resume,
+        )
     else:
         history = segmenter.custom_run_code_for_training_for_semantic_segmentation(
             model,
             criterion=criterion,
             evaluate_every=len(segmenter.train_dataloader),  # each epoch, on validation images
+            resume=flags.resume,
         )
     log_gradients(dls, history, flags.dice_scale)
     segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained)

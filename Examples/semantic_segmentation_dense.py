@@ -41,9 +41,11 @@ QUICK_ADAMW_RATE = 3e-2  # the last layer has to reach outputs up to 250
 
 
 def main():
-    flags = SegStudio.example_flags(__doc__, quick=(2000, 3), quick_seconds=QUICK_SECONDS)
+    flags = SegStudio.example_flags(
+        __doc__, quick=(2000, 3), quick_seconds=QUICK_SECONDS, last_file="side_by_side.png"
+    )
     dense = make_segmenter(flags)
-    strided = make_segmenter(flags, f"{dense.dl_studio.run_dir.name}/strided")
+    strided = dense.part_of_run("strided")
     save_reach(dense)
     max_seconds = flags.training_seconds(trainings_left=2, reserve=12)  # the same for both
 
@@ -74,11 +76,8 @@ def main():
     )
 
 
-def make_segmenter(flags, run_name=None):
-    """A SemanticSegmentation with its data and its own run folder."""
-    settings = dict(flags.settings)
-    if run_name is not None:
-        settings["run_name"] = run_name
+def make_segmenter(flags):
+    """A SemanticSegmentation with its data."""
     dls = SegStudio(
         image_size=[64, 64],
         momentum=MOMENTUM,
@@ -86,7 +85,7 @@ def make_segmenter(flags, run_name=None):
         batch_size=QUICK_BATCH_SIZE if flags.quick else BATCH_SIZE,
         classes=CLASSES,
         use_gpu=True,
-        **settings,
+        **flags.settings,
     )
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
     segmenter.load_shapes(
@@ -106,6 +105,7 @@ def train(segmenter, flags, upsampling, max_seconds):
             net,
             criterion=segmenter.SegmentationLossMSE(),
             evaluate_every=len(segmenter.train_dataloader),  # each epoch, on validation images
+            resume=flags.resume,
         )
         return net
 
@@ -117,7 +117,8 @@ def train(segmenter, flags, upsampling, max_seconds):
         input_scale=1 / 255,
     )
     criterion = segmenter.SegmentationLossMSE()
-    train_small(segmenter, net, criterion, QUICK_ADAMW_RATE, max_seconds)
+    options = {"evaluate_every": 200, "resume": flags.resume}
+    train_small(segmenter, net, criterion, QUICK_ADAMW_RATE, max_seconds, **options)
     return net
 
 

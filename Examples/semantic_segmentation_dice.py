@@ -75,12 +75,21 @@ def main():
     untrained = segmenter.score(model)
     if flags.quick:
         max_seconds = flags.training_seconds(reserve=14)
-        train_small(segmenter, model, criterion, QUICK_ADAMW_RATE, max_seconds)
+        train_small(
+            segmenter,
+            model,
+            criterion,
+            QUICK_ADAMW_RATE,
+            max_seconds,
+            evaluate_every=200,
+            resume=flags.resume,
+        )
     else:
         segmenter.custom_run_code_for_training_for_semantic_segmentation(
             model,
             criterion=criterion,
             evaluate_every=len(segmenter.train_dataloader),  # each epoch, on validation images
+            resume=flags.resume,
         )
     segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained)
     dls.log(f"\nPictures and numbers: {dls.run_dir}")

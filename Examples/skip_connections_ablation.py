@@ -60,7 +60,9 @@ NETWORKS = {  # name: (residual connections, BatchNorm)
 
 
 def main():
-    flags = SegStudio.example_flags(__doc__, quick=(2000, 1), quick_seconds=QUICK_SECONDS)
+    flags = SegStudio.example_flags(
+        __doc__, quick=(2000, 1), quick_seconds=QUICK_SECONDS, last_file="ablation.png"
+    )
     segmenter = make_segmenter(flags)
     dls = segmenter.dl_studio
     gradients = {}
@@ -76,7 +78,7 @@ def main():
     scores = {}
     for name, (residual, batch_norm) in NETWORKS.items():
         folder = name.replace(", ", "-").replace(" ", "-").lower()
-        of_network = make_segmenter(flags, f"{dls.run_dir.name}/{folder}")
+        of_network = segmenter.part_of_run(folder)
         of_network.dl_studio.log(f"\n{name}")
         torch.manual_seed(flags.seed)
         try:
@@ -98,11 +100,8 @@ def main():
     dls.log("Next: python Examples/semantic_segmentation_dense.py --quick")
 
 
-def make_segmenter(flags, run_name=None):
-    """A SemanticSegmentation with its data and its own run folder."""
-    settings = dict(flags.settings)
-    if run_name is not None:
-        settings["run_name"] = run_name
+def make_segmenter(flags):
+    """A SemanticSegmentation with its data."""
     dls = SegStudio(
         image_size=[64, 64],
         momentum=MOMENTUM,
@@ -110,7 +109,7 @@ def make_segmenter(flags, run_name=None):
         batch_size=QUICK_BATCH_SIZE if flags.quick else BATCH_SIZE,
         classes=CLASSES,
         use_gpu=True,
-        **settings,
+        **flags.settings,
     )
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
     segmenter.load_shapes(
@@ -170,6 +169,7 @@ def train(segmenter, flags, residual, batch_norm, max_seconds, iterations):
             net,
             criterion=segmenter.SegmentationLossMSE(),
             evaluate_every=len(segmenter.train_dataloader),  # each epoch, on validation images
+            resume=flags.resume,
         )
         return net, history
     net = make_network(
@@ -188,6 +188,7 @@ def train(segmenter, flags, residual, batch_norm, max_seconds, iterations):
         scheduler=warm_up,
         max_seconds=None if iterations else max_seconds,
         log_every=20,
+        resume=flags.resume,
     )
     return net, history
 

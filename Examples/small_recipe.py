@@ -9,8 +9,11 @@ MUON_RATE = 0.03
 WARM_UP = 0.05  # the fraction of the training in which the learning rates rise
 
 
-def train_small(segmenter, net, criterion, adamw_rate, max_seconds):
-    """Muon trains the hidden kernels, AdamW the other parameters; returns the TrainingHistory."""
+def train_small(segmenter, net, criterion, adamw_rate, max_seconds, **options):
+    """Muon trains the hidden kernels, AdamW the other parameters; returns the TrainingHistory.
+
+    options: of custom_run_code_for_training_for_semantic_segmentation, such as resume.
+    """
     hidden, rest = segmenter.Muon.split(net)
     return segmenter.custom_run_code_for_training_for_semantic_segmentation(
         net,
@@ -22,8 +25,7 @@ def train_small(segmenter, net, criterion, adamw_rate, max_seconds):
         scheduler=warm_up_then_cosine,
         channels_last=True,
         max_seconds=max_seconds,
-        log_every=100,
-        evaluate_every=200,
+        **{"log_every": 100} | options,
     )
 
 

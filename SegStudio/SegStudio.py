@@ -13,8 +13,9 @@ SegStudio                              the settings of a run, its device and its
     §6 testing and predicting          score, predict_image, run_code_for_testing_...
     §7 figures                         test pictures, overlays, the coverage probe
 
-What is needed but not taught stands in backstage.py beside this file: archives, cache, the drawing
-of shapes, the record of a training, the flags of the examples. It is called as backstage.NAME.
+What is needed but not taught stands in files beside this one: archives, cache, drawn shapes and the
+flags of the examples in backstage.py, the order of the images in loading.py, the record of a
+training in recording.py, the work of several processes in processes.py.
 
 Words: an *image* (3, H, W) holds values from 0 to 255. A *mask* (C, H, W) has one plane per
 class: the class's mask value on its objects, 0 elsewhere. The *output* (C, H, W) is what the
@@ -27,10 +28,10 @@ Networks and losses need nothing but `import torch` and `from torch import nn`; 
 `import math`.
 """
 
+import copy
 import json
 import math
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,12 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 if __package__:
-    from . import backstage
+    from . import backstage, loading, processes, recording
 else:  # the folder of this file is on sys.path
     import backstage
+    import loading
+    import processes
+    import recording
 
 __version__ = backstage.__version__
 __all__ = ["SegStudio", *backstage.DLSTUDIO_MODULES]  # a star import gives what DLStudio's gave
@@ -75,12 +79,15 @@ class SegStudio:
         seed: makes a run repeatable: the first weights, the image order, the augmentation.
         num_workers: extra processes that load data. 0: the main process loads them.
         results_dir: folder of all runs.
-        run_name: folder of this run in results_dir; a second run of that name overwrites its
-            files. None: the script's name, with a number if that name is taken.
+        run_name: folder of this run in results_dir. A new training in the folder of an earlier
+            run moves that run's files to NAME_before_1. None: the script's name, with a number if
+            that name is taken.
         show: open a window for each figure, besides saving it.
+        deterministic: use only algorithms that give the same result each time. On a CPU they do
+            that anyway; on a GPU it makes a run repeatable, and slower.
 
     Errors: ValueError for positional, unknown or impossible arguments. OSError, at the first use
-    of run_dir, if results_dir cannot be written.
+    of run_dir, if results_dir cannot be written or another process writes to that run.
 
     Class Path:   SegStudio
     """
@@ -89,7 +96,8 @@ class SegStudio:
 
     # Defaults on the class: a student's subclass may skip this __init__.
     seed = run_name = path_saved_model = _run_dir = None
-    num_workers = _displayed = 0
+    _whole = _earlier_files = None  # of a part of a run: the run; files of an earlier process
+    num_workers = _trainings = _displayed = 0
     results_dir, show = "runs", False
 
     def __init__(
@@ -113,6 +121,7 @@ class SegStudio:
         results_dir="runs",
         run_name=None,
         show=False,
+        deterministic=False,
         **unknown,
     ):
         backstage.refuse_unknown_settings(SegStudio, args, unknown)
@@ -134,16 +143,20 @@ class SegStudio:
         self.results_dir = results_dir
         self.run_name = run_name
         self.show = show
+        self.deterministic = deterministic
         backstage.check_settings(self)
+        processes.join(use_gpu)
         self.device = torch.device("cpu")
         if use_gpu and torch.cuda.is_available():
-            self.device = torch.device("cuda:0")
+            self.device = torch.device("cuda", processes.local_rank())
         elif use_gpu and torch.backends.mps.is_available():
             self.device = torch.device("mps")
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002 - students' own code may draw from it
             torch.manual_seed(seed)
+        if deterministic:
+            backstage.use_deterministic_algorithms()
 
     @property
     def run_dir(self) -> Path:
@@ -152,11 +165,20 @@ class SegStudio:
             self._run_dir = backstage.make_run_dir(
                 Path(self.results_dir).expanduser(), self.run_name
             )
+            self._earlier_files = backstage.files_in(self._run_dir)
         return self._run_dir
+
+    def part_of_run(self, name: str) -> "SegStudio":
+        """The same settings with a folder of their own, `name`, inside this run's folder."""
+        part = copy.copy(self)
+        part.run_name = str(self.run_dir.relative_to(Path(self.results_dir).expanduser()) / name)
+        part._whole, part._run_dir, part._trainings = self, None, 0
+        return part
 
     def log(self, text: str = "") -> None:
         """Print a line and append it to log.txt in the run's folder."""
-        tqdm.write(text)  # print would break the progress bar
+        if processes.is_main():
+            tqdm.write(text)  # print would break the progress bar
         backstage.append_text(self.run_dir / "log.txt", text + "\n")
 
     def write_json(self, name: str, content: Any) -> None:
@@ -205,30 +227,8 @@ class SegStudio:
 
         Class Path:   SegStudio  ->  display_tensor_as_image
         """
-        if tensor.dim() == 2:
-            tensor = tensor[None]
-        if tensor.dim() != 3 or tensor.shape[0] not in (1, 3):
-            raise ValueError(
-                f"display_tensor_as_image shows tensors of shape (3, H, W), (1, H, W) or (H, W), "
-                f"not {tuple(tensor.shape)}"
-            )
-        picture = tensor.detach().cpu().float()
-        title = str(title)
-        if (picture.min().item(), picture.max().item()) == (-1.0, 1.0):
-            picture = picture / 2.0 + 0.5
-        elif not tensor.is_floating_point() and tensor.dtype != torch.bool:
-            picture = picture / 255
-        if picture.shape[0] == 3:
-            picture = picture.clamp(0, 1)
-        height, width = picture.shape[1:]
         self._displayed += 1
-        figure = self.new_figure(figsize=(6, 6 * min(max(height / width, 0.3), 3) + 0.4), dpi=150)
-        axes = figure.add_subplot()
-        axes.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray")
-        axes.set_title(title)
-        axes.set_axis_off()
-        slug = re.sub(r"\W+", "-", title).strip("-")[:60]
-        name = f"display-{self._displayed:03d}{'-' + slug if slug else ''}.png"
+        name, figure = backstage.draw_tensor(self, tensor, str(title))
         self.log(f"Picture: {self.save_figure(figure, name)}")
 
     class SemanticSegmentation(nn.Module):
@@ -433,7 +433,7 @@ class SegStudio:
             self.dataserver_test = dataserver_test
             # With a seed, the order has its own generator: other random numbers do not change it.
             self.order = None if dls.seed is None else torch.Generator().manual_seed(dls.seed)
-            settings = backstage.loader_arguments(dls)
+            settings = loading.loader_arguments(dls)
             self.train_dataloader = DataLoader(
                 dataserver_train, shuffle=True, generator=self.order, **settings
             )
@@ -1273,7 +1273,7 @@ class SegStudio:
             loader: DataLoader,
             criterion: nn.Module,
             optimizer: torch.optim.Optimizer,
-            recorder: backstage.TrainingRecorder,
+            recorder: recording.TrainingRecorder,
             *,
             scheduler: Any = None,
             augment: Callable | None = None,
@@ -1295,7 +1295,7 @@ class SegStudio:
                         masks = (masks > 0).float()  # 0 or 1
                     if augment is not None:
                         images, masks = augment(images, masks)
-                    with backstage.bf16_autocast(device, bf16):
+                    with recording.bf16_autocast(device, bf16):
                         output = net(images)  # (N, C, H, W)
                     loss = criterion(output.float(), masks)
                     optimizer.zero_grad()
@@ -1311,7 +1311,7 @@ class SegStudio:
 
         def run_code_for_training_for_semantic_segmentation(
             self, net: nn.Module, **options: Any
-        ) -> backstage.TrainingHistory:
+        ) -> recording.TrainingHistory:
             """Train with the mean squared error, as DLStudio does; returns the TrainingHistory.
 
             The options are those of custom_run_code_for_training_for_semantic_segmentation.
@@ -1338,7 +1338,7 @@ class SegStudio:
             evaluate_every: int | None = None,
             evaluate_on: Dataset | DataLoader | float | None = None,
             resume: bool = False,
-        ) -> backstage.TrainingHistory:
+        ) -> recording.TrainingHistory:
             """Train `net` on self.train_dataloader with a loss of your choice, and save it.
 
             Args:
@@ -1365,12 +1365,17 @@ class SegStudio:
                 evaluate_every: iterations between two evaluations. They do not change the training.
                 evaluate_on: the Dataset or DataLoader to evaluate on, or a share of the training
                     images, which is then left out of training. None: self.dataserver_validation.
-                resume: continue from checkpoint.pt in the run's folder, if there is one.
+                resume: continue the training in the run's folder after its last checkpoint. All
+                    settings must be those of its beginning. A finished one is loaded.
+
+            A checkpoint is written at each line of the log, and at least every two minutes. After
+            Ctrl-C the step is finished, a checkpoint is written and KeyboardInterrupt raised.
 
             Returns: TrainingHistory. The weights are in model.pt, and in path_saved_model if set.
 
-            Errors: ValueError for an impossible argument. FloatingPointError, with the iteration,
-            if the loss or a weight is not finite; then no model is saved.
+            Errors: ValueError for an impossible argument, and for a run to resume that was begun
+            with other settings. FloatingPointError, with the iteration, if the loss or a weight is
+            not finite; then no model is saved.
 
             Class Path:   SegStudio  ->  SemanticSegmentation
             """
@@ -1382,19 +1387,19 @@ class SegStudio:
                 raise ValueError("evaluate_on needs evaluate_every, in iterations")
             loader, evaluation_loader, evaluate = self.train_dataloader, None, None
             if evaluate_every is not None:
-                loader, evaluation_loader = backstage.evaluation_split(self, evaluate_on)
+                loader, evaluation_loader = loading.evaluation_split(self, evaluate_on)
 
                 def evaluate():
                     return self.score(net, evaluation_loader)
 
-            bf16 = backstage.use_bf16(precision, dls.device)
-            net.to(memory_format=backstage.MEMORY_FORMATS[channels_last])
+            bf16 = recording.use_bf16(precision, dls.device)
+            net.to(memory_format=recording.MEMORY_FORMATS[channels_last])
             # train() would also switch layers that a script has frozen in eval mode.
             if not net.training:
                 net.train()
             with backstage.on_device(dls.device, net, criterion):
-                optimizer = backstage.make_optimizer(optimizer, net, dls)
-                recorder = backstage.TrainingRecorder(
+                optimizer = recording.make_optimizer(optimizer, net, dls)
+                recorder = recording.TrainingRecorder(
                     dls,
                     net,
                     criterion,
@@ -1405,19 +1410,27 @@ class SegStudio:
                     on_log=on_log,
                     evaluate_every=evaluate_every,
                     evaluate=evaluate,
+                    augment=augment,
                     order=self.order if loader.generator is self.order else None,
                 )
-                scheduler = backstage.make_scheduler(scheduler, optimizer, recorder)
+                scheduler = recording.make_scheduler(scheduler, optimizer, recorder)
                 spec = self.data_spec() | {"logits": backstage.expects_logits(criterion)}
-                facts = backstage.training_facts(
-                    dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16, evaluation_loader
+                facts = recording.training_facts(
+                    recorder,
+                    spec,
+                    scheduler=scheduler,
+                    clip_grad_norm=clip_grad_norm,
+                    bf16=bf16,
+                    evaluation_loader=evaluation_loader,
                 )
                 recorder.begin(scheduler, facts, resume)
                 net.output_spec = spec
-                self.training_loop(
-                    net, loader, criterion, optimizer, recorder, scheduler=scheduler,
-                    augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
-                )  # fmt: skip
+                with recorder.watch(), processes.replicated(net, recorder.batches) as replica:
+                    self.training_loop(
+                        replica, recorder.batches, criterion, optimizer, recorder,
+                        scheduler=scheduler, augment=augment, clip_grad_norm=clip_grad_norm,
+                        bf16=bf16,
+                    )  # fmt: skip
             self.save_model(net)
             recorder.end(facts)
             self.save_loss_figure(recorder.history)
@@ -1458,7 +1471,7 @@ class SegStudio:
             if getattr(model, "output_spec", None) is not None:
                 state._metadata[""]["output_spec"] = model.output_spec
             paths = [self.dl_studio.run_dir / "model.pt"]
-            if self.dl_studio.path_saved_model is not None:
+            if self.dl_studio.path_saved_model is not None and processes.is_main():
                 paths.append(Path(self.dl_studio.path_saved_model).expanduser())
             for path in paths:
                 self.dl_studio.write_atomically(path, lambda part: torch.save(state, part))
@@ -1529,13 +1542,15 @@ class SegStudio:
             scores = self.SegmentationScores(backstage.scored_classes(spec, dataloader))
             device = self.dl_studio.device
             with backstage.random_numbers_kept(), backstage.on_device(device, net):
-                for number, batch in enumerate(backstage.progress_bar(dataloader, "scoring")):
+                progress = backstage.progress_bar(dataloader, "scoring")
+                for number, batch in processes.share(enumerate(progress)):
                     output = self.infer(net, batch["image"])  # (N, C, H, W)
                     pred = self.binarize(net, output, spec)
                     mask = batch["mask_tensor"].to(pred.device) > 0
                     ious = scores.update(pred, mask, batch.get("category"))
                     if on_batch is not None:
                         on_batch(number, batch, output.cpu(), pred.cpu(), ious)
+            scores = processes.total(scores)
             if scores.images == 0:
                 raise ValueError("there are no images to score: the loader has no batch")
             return scores
@@ -1587,26 +1602,32 @@ class SegStudio:
             self.load_model(net)
             spec = self.output_spec_of(net)
             class_names = backstage.scored_classes(spec, self.test_dataloader)
+            size = getattr(self.test_dataloader, "batch_size", None) or 1
+            shown = []  # (number of the batch, batch, output, pred)
             worst = []  # (mean IoU, -wrong pixels, number of the image, its item, its pred)
-            seen = 0
 
-            def draw(number, batch, output, pred, ious):
-                nonlocal seen
+            def look(number, batch, output, pred, ious):
                 if number % show_every == 0:
-                    dls.log(f"Showing output for test batch {number + 1}")
-                    if backstage.fits_dlstudios_windows(spec, batch):
-                        self.save_test_figure(net, batch, output, number + 1)
-                    self.save_prediction_figure(batch, pred, class_names, number + 1, first=seen)
+                    first = {key: value[:8] for key, value in batch.items()}
+                    shown.append((number, first, output[:8], pred[:8]))
                 wrong = (pred != (batch["mask_tensor"] > 0)).sum(dim=(1, 2, 3))  # (N,)
                 for row, iou in enumerate(ious.tolist()):
                     if not math.isnan(iou):
                         item = {key: value[row] for key, value in batch.items()}
-                        worst.append((iou, -wrong[row].item(), seen + row, item, pred[row]))
-                seen += len(ious)
+                        worst.append(
+                            (iou, -wrong[row].item(), number * size + row, item, pred[row])
+                        )
                 worst.sort(key=lambda entry: entry[:3])
                 del worst[4:]
 
-            scores = self.score(net, on_batch=draw)
+            scores = self.score(net, on_batch=look)
+            for number, batch, output, pred in processes.gather(shown):
+                dls.log(f"Showing output for test batch {number + 1}")
+                if backstage.fits_dlstudios_windows(spec, batch):
+                    self.save_test_figure(net, batch, output, number + 1)
+                first = number * size
+                self.save_prediction_figure(batch, pred, class_names, number + 1, first)
+            worst = sorted(processes.gather(worst), key=lambda entry: entry[:3])[:4]
             dls.log(f"\nScores on {scores.images} test images:\n{scores.table(before)}")
             dls.log(scores.explanation())
             metrics = scores.compute()
@@ -1620,10 +1641,10 @@ class SegStudio:
             for name, baseline in (baselines or {}).items():
                 dls.log(f"\nBaseline, {name}:\n{baseline}")
                 metrics.setdefault("baselines", {})[name] = baseline.compute()
-            dls.write_json("metrics.json", metrics)
             self.save_confusion_figure(scores)
             if worst:
                 self.save_worst_figure([(iou, *entry) for iou, _, *entry in worst], class_names)
+            dls.write_json("metrics.json", metrics)  # last: a run with this file is finished
             return scores
 
         def predict_image(self, net: nn.Module, image: Image.Image) -> torch.Tensor:
@@ -1647,9 +1668,7 @@ class SegStudio:
             """
             path = path or self.dl_studio.path_saved_model or self.dl_studio.run_dir / "model.pt"
             path = Path(path).expanduser()
-            if not path.exists():
-                raise FileNotFoundError(f"no saved model at {path.absolute()}: train first")
-            state = backstage.read_state_dict(path, net)
+            state = processes.from_main(lambda: backstage.read_state_dict(path, net))
             net.load_state_dict(state)
             metadata = getattr(state, "_metadata", {}).get("", {})
             if "output_spec" in metadata:
@@ -1860,7 +1879,7 @@ class SegStudio:
             figure = backstage.draw_confusion(self.dl_studio, scores, kind)
             return self.dl_studio.save_figure(figure, "confusion.png")
 
-        def save_loss_figure(self, history: backstage.TrainingHistory) -> Path:
+        def save_loss_figure(self, history: recording.TrainingHistory) -> Path:
             """The training loss, and each of its terms, over the iterations."""
             palette = SegStudio.PALETTE
             figure = self.dl_studio.new_figure(figsize=(7, 4.2), dpi=120, layout="constrained")
@@ -1925,7 +1944,16 @@ class SegStudio:
             picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
             return backstage.Coverage(reached.float().mean().item(), reached, picture, now)
 
-        # ==== for the examples: load data by numbers of images ===================================
+        # ==== for the examples: parts of a run, and data by numbers of images ====================
+
+        def part_of_run(self, name: str) -> "SegStudio.SemanticSegmentation":
+            """The same data with a folder of its own, `name`, inside the run's folder.
+
+            A script that trains several networks gives each a part, so that each can be resumed.
+            """
+            part = copy.copy(self)
+            part.dl_studio = self.dl_studio.part_of_run(name)
+            return part
 
         def load_shapes(
             self, train_images: int = 10000, test_images: int = 1000, validation_images: int = 0
@@ -1955,17 +1983,18 @@ class SegStudio:
             """Load a folder that Datasets/prepare_coco.py wrote: it holds train/ and test/."""
             backstage.prepare_results_dir(self.dl_studio)
             numbers_of_images = {"train": train_images, "test": test_images}
-            train, test = (
-                self.CocoSingleObjectDataset(
-                    self.dl_studio,
-                    self,
-                    split,
-                    Path(folder).absolute() / split,
-                    mask_value=mask_value,
-                    num_images=number,
+            with processes.one_after_another():  # the first one makes the cache
+                train, test = (
+                    self.CocoSingleObjectDataset(
+                        self.dl_studio,
+                        self,
+                        split,
+                        Path(folder).absolute() / split,
+                        mask_value=mask_value,
+                        num_images=number,
+                    )
+                    for split, number in numbers_of_images.items()
                 )
-                for split, number in numbers_of_images.items()
-            )
             self.dl_studio.class_labels = train.class_names
             self.load_Coco_dataset(train, test)
 

@@ -8,7 +8,6 @@ functions as backstage.NAME; `python -m SegStudio show NAME` copies those that a
 import argparse
 import colorsys
 import contextlib
-import csv
 import difflib
 import errno
 import functools
@@ -20,21 +19,21 @@ import inspect
 import io
 import itertools
 import json
-import math
 import numbers
 import operator
 import os
 import pickle
-import platform
 import random
 import re
+import shlex
 import shutil
 import sys
 import time
-from collections import defaultdict, namedtuple
+from collections import namedtuple
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import filelock
 import matplotlib.colors
 import numpy as np
 import platformdirs
@@ -48,6 +47,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
+
+if __package__:
+    from . import processes
+else:  # the folder of this file is on sys.path
+    import processes
 
 __version__ = "2.1.0"
 
@@ -131,9 +135,13 @@ def check_settings(dls):
 
 def make_run_dir(results, run_name):
     """Make the folder of a run: run_name, or the script's name with a number if it is taken."""
+    if not processes.is_main():
+        return processes.temporary_folder()
     script = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
     stem = script if re.fullmatch(r"[\w-]+", script) else "session"
     numbered = (f"{stem}-{number}" for number in itertools.count(2))
+    if RERUN in os.environ:  # each run of the script gets a folder beside the first run's
+        run_name = rerun_name(run_name or Path(os.environ[RERUN]).name)
     folder = results
     try:
         results.mkdir(parents=True, exist_ok=True)
@@ -143,12 +151,131 @@ def make_run_dir(results, run_name):
                 folder.mkdir(parents=True, exist_ok=run_name is not None)
                 break
         refuse_unwritable_folder(folder)
-        return folder
     except OSError as error:
         raise OSError(
             f"the run cannot be written to {folder.absolute()} ({error.strerror}): give another "
             f"results_dir (--results-dir), or make that one writable"
         ) from None
+    lock_run_dir(folder)
+    return folder
+
+
+LOCKS = {}  # of the run folders that this process writes to: path -> lock
+
+
+def lock_run_dir(folder):
+    """OSError if another process writes to this folder. The lock ends with the process."""
+    folder = folder.absolute()
+    if folder in LOCKS:
+        return
+    # Beside the folder, so that the folder itself can be renamed.
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        # The workers of a killed process may hold it for some seconds.
+        lock.acquire(timeout=LOCK_SECONDS)
+    except filelock.Timeout:
+        raise OSError(
+            f"another process writes to {folder}: give this run another name (--run-name), or "
+            f"wait until that one has ended"
+        ) from None
+    except (NotImplementedError, OSError) as error:  # some network drives have no locks
+        tqdm.write(f"warning: {folder} could not be locked ({error}): use it for one run at a time")
+        return
+    LOCKS[folder] = lock
+
+
+LOCK_SECONDS = 10
+
+
+def move_aside(folder):
+    """Rename a run's folder to the first free name of NAME_before_1, NAME_before_2, ..."""
+    aside = next(
+        path
+        for path in (folder.with_name(f"{folder.name}_before_{k}") for k in itertools.count(1))
+        if not path.exists()
+    )
+    change_file(folder, lambda: folder.rename(aside))
+    return aside
+
+
+def move_earlier_run_aside(dls):
+    """Move the files that an earlier process left in the run's folder to NAME_before_1.
+
+    A new training neither continues nor overwrites them. What this process has written to log.txt
+    already stays.
+    """
+    earlier, dls._earlier_files = dls._earlier_files, None
+    if not earlier:
+        return
+    folder = dls.run_dir
+    log, length = folder / "log.txt", earlier.pop("log.txt", 0)
+    new_lines = log.read_bytes()[length:] if log.exists() else b""
+    aside = move_aside(folder)
+    folder.mkdir()
+    for path in aside.iterdir():  # what this process has written already
+        if path.is_file() and path.name not in {*earlier, "log.txt"}:
+            path.rename(folder / path.name)
+    if length:
+        (aside / "log.txt").write_bytes((aside / "log.txt").read_bytes()[:length])
+    (folder / "log.txt").write_bytes(new_lines)
+    dls.log(f"The earlier run in {folder} is now in {aside}")
+
+
+def files_in(folder):
+    """{name: size in bytes} of the files in a folder."""
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+
+
+# ---- to continue or to repeat a run -------------------------------------------------------------
+
+RERUN = "SEGSTUDIO_RERUN"  # the folder of the run that `python -m SegStudio rerun` repeats
+FRACTIONS = "fractions.json"  # of a training bounded by time: what was over after each iteration
+
+
+def rerun_name(run_name):
+    """The name of the repetition of a run: NAME-rerun; of a part of it: NAME-rerun/PART."""
+    first, *rest = Path(run_name).parts
+    return str(Path(f"{first}-rerun", *rest))
+
+
+def replayed_fractions(dls):
+    """The fractions of the time in the run that is repeated now; None if there is none.
+
+    A training bounded by time depends on the clock: through its end and its learning rates. With
+    the recorded fractions it becomes the same again.
+    """
+    if RERUN not in os.environ:
+        return None
+    first = Path(os.environ[RERUN])
+    part = dls.run_dir.relative_to(first.with_name(f"{first.name}-rerun"))
+    path = first / part / FRACTIONS
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing: that run was not finished, or is of version 2.1"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def how_to_go_on(dls):
+    """The sentence that says how to continue the run of a script."""
+    while dls._whole is not None:
+        dls = dls._whole
+    results = Path(dls.results_dir).expanduser()
+    name = dls.run_dir.relative_to(results) if processes.is_main() else dls.run_name
+    if not EXAMPLE:
+        return f'To go on, run the script again with run_name="{name}" and resume=True.'
+    words, skip = ["python", sys.argv[0]], False
+    if processes.world_size() > 1:
+        words = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], sys.argv[0]]
+    for word in sys.argv[1:]:
+        if not skip and word != "--resume" and not word.startswith("--run-name"):
+            words.append(word)
+        skip = word == "--run-name"
+    words += ["--run-name", str(name), "--resume"]
+    return f"To go on: {shlex.join(words)}"
+
+
+EXAMPLE = []  # the parser of the example that runs, if any
 
 
 def refuse_unwritable_folder(folder):
@@ -271,6 +398,13 @@ def why_not_written(error, folder):
     return getattr(error, "strerror", None) or error
 
 
+def use_deterministic_algorithms():
+    """Let torch use no algorithm whose result changes from run to run, for the whole process."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def seconds_for_training(limit, trainings_left=1, reserve=15):
     """The seconds that the next training may take, so that the script keeps its time limit.
 
@@ -344,6 +478,8 @@ class BarLines:
 
 def progress_bar(items=None, desc=None, **options):
     """tqdm's bar; in a file, a pipe or a notebook, a line every five seconds instead."""
+    if not processes.is_main():
+        return tqdm(items, disable=True)
     if sys.stderr.isatty():
         return tqdm(items, desc, leave=False, dynamic_ncols=True, **options)
     times = {"mininterval": 5, "maxinterval": 5, "delay": 4}
@@ -741,19 +877,20 @@ def load_shapes_archive(segmenter, part, number, sizes):
         f"PurdueShapes5MultiObject-{size}-{part}.gz": size
         for size in [size for size in sizes if size >= number] or [number]
     }
-    at_hand = [name for name in names if Path(dls.dataroot, name).expanduser().is_file()]
-    archive = [*at_hand, *names][0]  # the smallest at hand, else a new small one
     make = segmenter.PurdueShapes5MultiObjectDataset
-    make.find_or_generate(dls.dataroot, archive)
-    # An archive of the wanted size may have fewer test images than its name says.
-    exact = part == "train" or names[archive] > number
-    return make(
-        dl_studio=dls,
-        segmenter=segmenter,
-        train_or_test=part,
-        dataset_file=archive,
-        num_images=number if exact else None,
-    )
+    with processes.one_after_another():  # the first one draws the images and makes the cache
+        at_hand = [name for name in names if Path(dls.dataroot, name).expanduser().is_file()]
+        archive = [*at_hand, *names][0]  # the smallest at hand, else a new small one
+        make.find_or_generate(dls.dataroot, archive)
+        # An archive of the wanted size may have fewer test images than its name says.
+        exact = part == "train" or names[archive] > number
+        return make(
+            dl_studio=dls,
+            segmenter=segmenter,
+            train_or_test=part,
+            dataset_file=archive,
+            num_images=number if exact else None,
+        )
 
 
 def find_or_generate_archive(archive, seed):
@@ -1111,6 +1248,8 @@ def random_numbers_kept():
 
 def read_state_dict(path, net):
     """The state dict in a file; ValueError if it is not one of this network."""
+    if not path.exists():
+        raise FileNotFoundError(f"no saved model at {path.absolute()}: train first")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         mine = {name: tuple(value.shape) for name, value in net.state_dict().items()}
@@ -1182,6 +1321,32 @@ def as_bytes(images):
     if images.shape[-3] < 3:
         return images[..., :1, :, :].expand(*images.shape[:-3], 3, -1, -1)
     return images[..., :3, :, :]
+
+
+def draw_tensor(dls, tensor, title):
+    """(name of a file, figure) of a tensor, for display_tensor_as_image."""
+    if tensor.dim() == 2:
+        tensor = tensor[None]
+    if tensor.dim() != 3 or tensor.shape[0] not in (1, 3):
+        raise ValueError(
+            f"display_tensor_as_image shows tensors of shape (3, H, W), (1, H, W) or (H, W), "
+            f"not {tuple(tensor.shape)}"
+        )
+    picture = tensor.detach().cpu().float()
+    if (picture.min().item(), picture.max().item()) == (-1.0, 1.0):
+        picture = picture / 2.0 + 0.5
+    elif not tensor.is_floating_point() and tensor.dtype != torch.bool:
+        picture = picture / 255
+    if picture.shape[0] == 3:
+        picture = picture.clamp(0, 1)
+    height, width = picture.shape[1:]
+    figure = dls.new_figure(figsize=(6, 6 * min(max(height / width, 0.3), 3) + 0.4), dpi=150)
+    axes = figure.add_subplot()
+    axes.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray")
+    axes.set_title(title)
+    axes.set_axis_off()
+    slug = re.sub(r"\W+", "-", title).strip("-")[:60]
+    return f"display-{dls._displayed:03d}{'-' + slug if slug else ''}.png", figure
 
 
 def kind_of_images(segmenter, images="test images"):
@@ -1280,698 +1445,6 @@ def draw_confusion(dls, scores, kind):
     axes.set_xlabel("predicted as, percent of the true class's pixels", fontsize=11)
     axes.set_title(f"Confusion matrix, {scores.images} {kind}", fontsize=13)
     return figure
-
-
-# ---- the record of a training -------------------------------------------------------------------
-
-MEMORY_FORMATS = {False: torch.contiguous_format, True: torch.channels_last}
-
-
-def use_bf16(precision, device):
-    """Whether to compute in bfloat16; "auto" asks the hardware."""
-    if precision not in ("fp32", "bf16", "auto"):
-        raise ValueError(f'precision is "fp32", "bf16" or "auto", not {precision!r}')
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.11
-    in_use = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL")  # a user may hide a part of the CPU
-    hidden = not any(word in in_use.upper() for word in ("ALL", "DEFAULT", "BF16", "AMX"))
-    return device.type == "cpu" and bool(capabilities.get("avx512_bf16", False)) and not hidden
-
-
-def bf16_autocast(device, bf16):
-    """Inside, convolutions compute in bfloat16 if `bf16` is True."""
-    if not bf16:  # torch.autocast raises an error where a device has none, even if not enabled
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
-def evaluation_split(segmenter, evaluate_on):
-    """(the training loader, the loader to evaluate on during training)."""
-    loader = segmenter.train_dataloader
-    dataset = segmenter.dataserver_validation if evaluate_on is None else evaluate_on
-    if dataset is None:
-        raise ValueError(
-            "evaluate_every needs images to evaluate on: give evaluate_on=0.1 (a share of the "
-            "training images, kept out of training) or a Dataset"
-        )
-    if isinstance(dataset, DataLoader):
-        return loader, dataset
-    if isinstance(dataset, numbers.Real):
-        loader, dataset = hold_out(loader, dataset)
-    return loader, DataLoader(
-        dataset,
-        loader.batch_size or segmenter.dl_studio.batch_size,
-        generator=torch.Generator().manual_seed(0),  # else it would draw from the global one
-        **loading_settings(loader),
-    )
-
-
-def loader_arguments(dls):
-    """Batch size, workers and memory of the loaders that SegStudio makes."""
-    return {
-        "batch_size": dls.batch_size,
-        "num_workers": dls.num_workers,
-        "persistent_workers": dls.num_workers > 0,  # started once, not in every epoch
-        "pin_memory": dls.device.type == "cuda",  # copied to the GPU faster
-    }
-
-
-def loading_settings(loader):
-    """The settings of a loader that say how items are loaded, as keywords of DataLoader."""
-    names = (
-        "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
-        "multiprocessing_context", "persistent_workers",
-    )  # fmt: skip
-    settings = {name: getattr(loader, name) for name in names}
-    if loader.batch_sampler is None:  # its dataset makes the batches, another one makes items
-        settings["collate_fn"] = None
-    if loader.num_workers:  # without workers, DataLoader refuses it
-        settings["prefetch_factor"] = loader.prefetch_factor
-    return settings
-
-
-def hold_out(loader, share):
-    """(a loader like `loader` without a fixed part of its images, a Dataset of that part)."""
-    sampler = loader.sampler
-    shuffles = type(sampler) is torch.utils.data.RandomSampler
-    if shuffles:  # as DataLoader(shuffle=True) makes one
-        plain = (
-            not sampler.replacement
-            and sampler.num_samples == len(loader.dataset)
-            and sampler.generator is loader.generator
-        )
-    else:
-        plain = type(sampler) is torch.utils.data.SequentialSampler
-    if not plain or loader.batch_size is None:
-        raise ValueError(
-            "a share of the images cannot be held out of a loader with a sampler of your own: "
-            "give evaluate_on= a Dataset"
-        )
-    total = len(loader.dataset)
-    number = round(total * share)
-    if not 0 < number < total:
-        raise ValueError(
-            f"evaluate_on={share} of {total} training images leaves one part empty: give more "
-            f"images or another share"
-        )
-    # The seed does not matter: all runs of a comparison hold out the same images.
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).tolist()
-    kept, held_out = sorted(order[number:]), sorted(order[:number])
-    training = DataLoader(
-        Subset(loader.dataset, kept),
-        loader.batch_size,
-        shuffle=shuffles,
-        drop_last=loader.drop_last,
-        generator=loader.generator,
-        **loading_settings(loader),
-    )
-    return training, Subset(loader.dataset, held_out)
-
-
-class Optimizers:
-    """Several optimizers, each with its own parameters, that are used as one."""
-
-    def __init__(self, optimizers):
-        self.optimizers = list(optimizers)
-
-    @property
-    def param_groups(self):
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def zero_grad(self):
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-
-    def step(self):
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def state_dict(self):
-        return {str(k): optimizer.state_dict() for k, optimizer in enumerate(self.optimizers)}
-
-    def load_state_dict(self, state):
-        for k, optimizer in enumerate(self.optimizers):
-            optimizer.load_state_dict(state[str(k)])
-
-
-def make_optimizer(optimizer, net, dls):
-    """The optimizer of a training: the one that is given, or else SGD."""
-    if not any(p.requires_grad for p in net.parameters()):
-        raise ValueError(
-            f"{type(net).__name__} has no parameter that can be trained: requires_grad is False "
-            f"for all of them"
-        )
-    if optimizer is None:
-        optimizer = torch.optim.SGD(net.parameters(), lr=dls.learning_rate, momentum=dls.momentum)
-    if callable(optimizer):
-        optimizer = optimizer(net.parameters())
-    if isinstance(optimizer, (list, tuple)):
-        optimizer = Optimizers(optimizer)
-    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not any(id(p) in trained for p in net.parameters()):
-        raise ValueError(
-            f"the optimizer has no parameter of this {type(net).__name__}, so nothing would be "
-            f"trained: make an optimizer for each network"
-        )
-    for each in getattr(optimizer, "optimizers", [optimizer]):
-        closure = inspect.signature(each.step).parameters.get("closure")
-        if closure is not None and closure.default is closure.empty:
-            raise ValueError(
-                f"{type(each).__name__} calls a closure several times in each step, which this "
-                f"loop does not offer: use another optimizer, such as torch.optim.AdamW"
-            )
-    return optimizer
-
-
-class FractionSchedule:
-    """A learning rate that follows a function of the fraction of training done, 0 to 1.
-
-    torch's schedulers count iterations. In a training bounded by time their number is unknown.
-    """
-
-    def __init__(self, function, optimizer, recorder):
-        self.function, self.optimizer, self.recorder = function, optimizer, recorder
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-        self.set(recorder.fraction_done())
-
-    def set(self, fraction):
-        factor = self.function(min(fraction, 1.0))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-
-    def step(self):
-        self.set(self.recorder.fraction_done(more=1))  # the recorder has not counted this one yet
-
-
-class PlateauSchedule:
-    """torch's ReduceLROnPlateau, told the mean training loss after each epoch."""
-
-    def __init__(self, scheduler):
-        if scheduler.mode != "min":
-            raise ValueError(
-                'ReduceLROnPlateau follows the mean loss of each epoch here: use mode="min"'
-            )
-        self.scheduler = scheduler
-        self.state_dict, self.load_state_dict = scheduler.state_dict, scheduler.load_state_dict
-
-    def step(self):
-        """Nothing happens after a single iteration."""
-
-    def after_epoch(self, mean_loss):
-        self.scheduler.step(mean_loss)
-
-
-def make_scheduler(scheduler, optimizer, recorder):
-    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        return PlateauSchedule(scheduler)
-    if scheduler is None or hasattr(scheduler, "step"):
-        return scheduler
-    return FractionSchedule(scheduler, optimizer, recorder)
-
-
-class TrainingHistory:
-    """The record of a training: one row for each interval, with losses, seconds and scores.
-
-    A row is a dict with epoch, iteration (counted over all epochs), seconds (of training, without
-    evaluations), loss (mean over the interval) and learning_rate. A loss with a method terms() adds
-    the mean of each term and grad_norm_TERM, the norm of its gradient at the output in the last
-    batch of the interval. An evaluation adds its scores. losses.csv in the run's folder is this
-    table.
-    """
-
-    def __init__(self, loss_name):
-        self.loss_name = loss_name
-        self.rows = []
-        self.iterations = 0
-        self.seconds = 0.0
-
-    @property
-    def losses(self) -> list:
-        """The mean loss of each interval, as DLStudio prints it."""
-        return [loss for _, loss in self.column("loss")]
-
-    def column(self, name: str) -> list:
-        """[(iteration, value), ...] of the rows that have a value of that name."""
-        return [(row["iteration"], row[name]) for row in self.rows if name in row]
-
-    def add(self, **values):
-        """Add values to the row of this iteration; make that row if there is none."""
-        if not self.rows or self.rows[-1]["iteration"] != self.iterations:
-            self.rows.append({"iteration": self.iterations, "seconds": round(self.seconds, 3)})
-        self.rows[-1].update(values)
-
-    def write_csv(self, path):
-        """Write the rows as a table; a cell without a value stays empty."""
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, columns)
-            table.writeheader()
-            table.writerows(self.rows)
-
-
-class TrainingRecorder:
-    """The bookkeeping of a training: progress, log, history, evaluation, checkpoint, time limit.
-
-    The training loop runs over epochs() and calls after_step() once for each batch.
-    """
-
-    def __init__(
-        self,
-        dl_studio,
-        net,
-        criterion,
-        optimizer,
-        loader,
-        *,
-        max_seconds=None,
-        log_every=500,
-        on_log=None,
-        evaluate_every=None,
-        evaluate=None,
-        order=None,
-    ):
-        for name, value in (("log_every", log_every), ("evaluate_every", evaluate_every)):
-            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-            if value is not None and not (whole and value > 0):
-                raise ValueError(f"{name} is a whole number above 0, not {value!r}")
-        if max_seconds is not None and not 0 < max_seconds < math.inf:
-            raise ValueError(f"max_seconds is a number above 0, not {max_seconds!r}")
-        self.dl_studio = dl_studio
-        self.net = net
-        self.criterion = criterion
-        self.optimizer = optimizer
-        self.loader = loader
-        self.max_seconds = max_seconds
-        self.log_every = log_every
-        self.on_log = on_log
-        self.evaluate_every = evaluate_every
-        self.evaluate = evaluate
-        self.order = order  # the generator of the image order, if SegStudio made it
-        self.seed = dl_studio.seed
-        # A buffer may hold infinities on purpose, such as the mask of an attention.
-        state = net.state_dict().items()
-        self.finite = {name for name, value in state if torch.isfinite(value).all()}
-        self.scheduler = None
-        self.history = TrainingHistory(loss_name(criterion))
-        self.epochs_done = 0
-        self.first = 0  # iterations done before resuming
-        self.epoch_start = 0  # iterations done before this epoch
-        batches = number_of_batches(loader)  # None: a stream
-        if batches == 0:
-            self.refuse_empty_loader()
-        self.iterations = None
-        if not max_seconds and batches is not None:
-            self.iterations = dl_studio.epochs * batches
-        interval = min(log_every, batches or 1024)  # a line of the log covers one epoch at most
-        self.losses = torch.zeros(interval, device=dl_studio.device)
-        self.terms = defaultdict(float)
-        self.epoch_loss = 0.0  # the sum of the losses of this epoch
-        self.count = 0  # iterations since the last line of the log
-        self.logged_at = 0.0  # seconds of training at that line
-        self.expected_end = None  # in seconds of training, when the time left was logged
-
-    # ---- what the loop calls ----
-
-    def epochs(self):
-        """Count the epochs until the last one is done, or the time is up."""
-        self.first = self.history.iterations  # not 0 after resuming
-        self.logged_at = self.history.seconds
-        self.clock = time.perf_counter() - self.history.seconds
-        bar = {"total": self.iterations, "initial": self.first, "unit": "iteration"}
-        if self.max_seconds:
-            seconds_of = "{l_bar}{bar}| {n_fmt} of {total_fmt} s{postfix}"
-            bar = {"total": math.ceil(self.max_seconds), "bar_format": seconds_of}
-        with progress_bar(desc="training", **bar) as self.bar:
-            while not self.finished:
-                if self.order is not None:  # an epoch has the same order, resumed or not
-                    self.order.manual_seed(1_000_003 * self.seed + self.epochs_done)
-                if getattr(self.loader, "_iterator", None) is not None:
-                    # Workers that start draw a number before the order of the images is drawn.
-                    # Workers that stayed from the last epoch do not; the order must be the same.
-                    number = torch.empty((), dtype=torch.int64)
-                    number.random_(generator=self.loader.generator)
-                self.epoch_start, self.epoch_loss = self.history.iterations, 0.0
-                yield self.epochs_done + 1
-                if self.history.iterations == self.epoch_start:
-                    self.refuse_empty_loader()
-                if self.count:
-                    self.write_log()
-                if isinstance(self.scheduler, PlateauSchedule):
-                    number = self.history.iterations - self.epoch_start
-                    self.scheduler.after_epoch(float(self.epoch_loss) / number)
-                self.epochs_done += 1
-                with self.off_the_clock():
-                    self.refuse_weights_that_are_not_finite()
-                    self.save_checkpoint()
-
-    def after_step(self, loss, output, masks):
-        """Record the loss of one step; log and evaluate at the set intervals."""
-        self.net.was_trained = True
-        if self.count == len(self.losses):  # the length of the epoch was not known
-            self.losses = torch.cat([self.losses, torch.zeros_like(self.losses)])
-        self.losses[self.count] = loss.detach()
-        self.epoch_loss = self.epoch_loss + loss.detach()
-        self.count += 1
-        self.history.iterations += 1
-        self.history.seconds = time.perf_counter() - self.clock
-        self.output, self.masks = output.detach(), masks
-        for name, value in getattr(self.criterion, "latest_terms", {}).items():
-            self.terms[name] += torch.as_tensor(value).detach()
-        if self.max_seconds:
-            self.bar.update(int(min(self.history.seconds, self.max_seconds)) - self.bar.n)
-        else:
-            self.bar.update()
-        # Reading a value makes the CPU wait for the GPU, so this happens every 50 steps there.
-        if self.losses.is_cpu or self.count % 50 == 1:
-            self.stop_unless_finite()
-            self.bar.set_postfix(loss=f"{self.losses[self.count - 1]:.4g}", refresh=False)
-        self.estimate_time()
-        if self.count == self.log_every:
-            self.write_log()
-        if self.evaluate_every and self.history.iterations % self.evaluate_every == 0:
-            with self.off_the_clock():
-                scores = self.evaluate().compute()
-                names = ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_iou")
-                self.history.add(**{name: scores[name] for name in names})
-                self.save_history()
-
-    @property
-    def finished(self):
-        return self.fraction_done() >= 1
-
-    def fraction_done(self, more=0):
-        """The fraction of the training that is done, after `more` further iterations."""
-        if self.max_seconds:
-            return self.history.seconds / self.max_seconds
-        if self.iterations is None:  # the loader does not know its length
-            return self.epochs_done / self.dl_studio.epochs
-        return (self.history.iterations + more) / self.iterations
-
-    # ---- the beginning and the end ----
-
-    def begin(self, scheduler, facts, resume):
-        """Load the checkpoint if resume is True, write settings.json, and log the start."""
-        self.scheduler = scheduler
-        if resume:
-            self.load_checkpoint()
-        if self.history.iterations == 0 and getattr(self.net, "was_trained", False):
-            self.dl_studio.log(
-                "This network was trained before, and this training goes on from its weights. To "
-                "compare trainings, give each a new network, or a copy.deepcopy of one that is not "
-                "trained yet."
-            )
-        if not (self.dl_studio.run_dir / "model.pt").exists():  # else keep that model's
-            self.write_settings(facts)
-        device = facts["machine"]["device"]
-        self.dl_studio.log(f"Training on {device} with the {self.history.loss_name} loss")
-
-    def end(self, facts):
-        """Call after the model is saved: write its settings.json and delete the checkpoint."""
-        self.dl_studio.log("\nFinished Training\n")
-        self.write_settings(facts)
-        if self.dl_studio.run_dir / "losses.csv" in HELD:
-            self.save_history()
-        checkpoint = self.dl_studio.run_dir / "checkpoint.pt"
-        delete = functools.partial(checkpoint.unlink, missing_ok=True)
-        try_to_change(checkpoint, lambda: change_file(checkpoint, delete))
-
-    def write_settings(self, facts):
-        path = self.dl_studio.run_dir / "settings.json"
-        try_to_change(path, lambda: self.dl_studio.write_json(path.name, facts))
-
-    # ---- the log ----
-
-    def write_log(self):
-        """One line of the log and one row of losses.csv for the iterations since the last one."""
-        self.stop_unless_finite()  # before anything is saved
-        loss = self.losses[: self.count].mean().item()
-        epochs = "?" if self.max_seconds else self.dl_studio.epochs
-        iteration = self.history.iterations - self.epoch_start
-        self.history.add(
-            epoch=self.epochs_done + 1,
-            loss=loss,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
-            **{name: float(value) / self.count for name, value in self.terms.items()},
-            **{f"grad_norm_{name}": norm for name, norm in self.gradient_norms().items()},
-        )
-        self.dl_studio.log(
-            f"[epoch={self.epochs_done + 1}/{epochs}, iter={iteration:4d}  elapsed_time="
-            f"{self.history.seconds:3.0f} secs]   {self.history.loss_name} loss: {loss:.3f}"
-        )
-        self.correct_estimate()
-        self.logged_at = self.history.seconds
-        self.count = 0
-        self.terms.clear()
-        with self.off_the_clock():
-            self.save_history()
-            if self.on_log is not None:
-                self.on_log(self.history, self.net)
-
-    def gradient_norms(self):
-        """{term: norm of its gradient at the output}, for the last batch."""
-        if not hasattr(self.criterion, "terms"):
-            return {}
-        output = self.output.float().requires_grad_()
-
-        def norm(term):
-            if not term.requires_grad:
-                return 0.0
-            options = {"retain_graph": True, "materialize_grads": True}  # 0 if it ignores output
-            return torch.autograd.grad(term, output, **options)[0].norm().item()
-
-        with torch.enable_grad():
-            terms = self.criterion.terms(output, self.masks)
-            return {name: norm(torch.as_tensor(term)) for name, term in terms.items()}
-
-    def stop_unless_finite(self):
-        bad = (~torch.isfinite(self.losses[: self.count])).nonzero()
-        if len(bad) == 0:
-            return
-        iteration = self.history.iterations - self.count + int(bad[0]) + 1
-        if not torch.isfinite(self.masks).all():
-            raise FloatingPointError(
-                f"a mask of the training images has values that are not finite (found at iteration "
-                f"{iteration}), so no model was saved: check the masks of the dataset"
-            )
-        low, high = self.output.float().aminmax()
-        raise FloatingPointError(
-            f"the {self.history.loss_name} loss became {self.losses[bad[0]].item():g} at iteration "
-            f"{iteration} (outputs from {low:.4g} to {high:.4g}), {self.advice()}"
-        )
-
-    def refuse_weights_that_are_not_finite(self):
-        """FloatingPointError if a step has spoiled a weight: the loss was computed before it."""
-        for name, value in self.net.state_dict().items():
-            if name in self.finite and not torch.isfinite(value).all():
-                raise FloatingPointError(
-                    f"{name} of the network is not finite after iteration "
-                    f"{self.history.iterations}, {self.advice()}"
-                )
-
-    def advice(self):
-        rate = self.optimizer.param_groups[0]["lr"]
-        return (
-            f"so no model was saved: try a learning rate ten times smaller than {rate:g}, "
-            f"clip_grad_norm=1.0, masks of 0 and 1, or another loss"
-        )
-
-    def refuse_empty_loader(self):
-        size = number_of_images(self.loader)
-        raise ValueError(
-            f"the training loader has no batch: {'0' if size is None else size} images, in batches "
-            f"of {self.loader.batch_size}: give more images, or a loader without drop_last"
-        )
-
-    def estimate_time(self):
-        """Log how long the training takes, measured on ten iterations after the first three."""
-        done_here = self.history.iterations - self.first
-        if done_here == 3:
-            self.third = self.history.seconds  # the first iterations are slower
-        if done_here == 13:
-            self.log_time_left((self.history.seconds - self.third) / 10)
-
-    def correct_estimate(self):
-        """Log the time left again if the last interval was much faster or slower than expected."""
-        number = self.iterations_left()
-        if self.expected_end is None or not number:
-            return
-        each = (self.history.seconds - self.logged_at) / self.count
-        expected = self.expected_end - self.history.seconds
-        if abs(number * each - expected) > max(60, max(number * each, expected) / 3):
-            self.log_time_left(each)
-
-    def log_time_left(self, each):
-        """Log the time left at `each` seconds for an iteration."""
-        number = self.iterations_left()
-        if not number:
-            return
-        self.expected_end = self.history.seconds + number * each
-        self.dl_studio.log(
-            f"Training takes about {number * each / 60:.1f} more minutes: {number} iterations of "
-            f"{1000 * each:.0f} ms"
-        )
-
-    def iterations_left(self):
-        """The number of further iterations; None in a training that is bounded by time."""
-        return None if self.iterations is None else self.iterations - self.history.iterations
-
-    @contextlib.contextmanager
-    def off_the_clock(self):
-        paused = time.perf_counter()
-        yield
-        self.clock += time.perf_counter() - paused
-
-    # ---- files ----
-
-    def save_history(self):
-        path = self.dl_studio.run_dir / "losses.csv"
-        write_or_warn(path, self.history.write_csv)
-
-    def parts(self):
-        """The objects whose state a resumed training needs."""
-        parts = {"net": self.net, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
-
-    def save_checkpoint(self):
-        """Write checkpoint.pt: everything that a resumed training needs."""
-        state = {name: part.state_dict() for name, part in self.parts().items()}
-        state["epochs_done"] = self.epochs_done
-        state["seed"] = self.seed
-        state["history"] = vars(self.history)
-        state["random"] = torch.get_rng_state()
-        path = self.dl_studio.run_dir / "checkpoint.pt"
-        write_or_warn(path, lambda part: torch.save(state, part))
-
-    def load_checkpoint(self):
-        """Continue from checkpoint.pt, if there is one."""
-        path = self.dl_studio.run_dir / "checkpoint.pt"
-        if not path.exists():
-            return
-        try:
-            state = torch.load(path, map_location=self.dl_studio.device, weights_only=True)
-            for name, part in self.parts().items():
-                part.load_state_dict(state[name])
-            torch.set_rng_state(state["random"].cpu())
-            vars(self.history).update(state["history"])
-            self.epochs_done = state["epochs_done"]
-            self.seed = self.seed if state["seed"] is None else state["seed"]
-        except Exception as error:  # torch.load raises nearly anything on a damaged file
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(
-                f"{path.absolute()} is not a checkpoint of this network and optimizer ({reason}): "
-                f"remove it to start again"
-            ) from None
-        if isinstance(self.scheduler, FractionSchedule):
-            self.scheduler.set(self.fraction_done())
-        self.dl_studio.log(f"Resuming after epoch {self.epochs_done}")
-
-
-def loss_name(criterion):
-    """The name of a loss: its own, or that of its class or function."""
-    function = getattr(criterion, "func", criterion)  # of a functools.partial
-    return getattr(criterion, "name", getattr(function, "__name__", type(function).__name__))
-
-
-def number_of_batches(loader):
-    """len(loader), or None for a stream, whose length is not known."""
-    try:
-        return len(loader)
-    except TypeError:
-        return None
-
-
-def number_of_images(loader):
-    """The number of images of a loader, or None for a stream, whose length is not known."""
-    try:
-        return len(loader.dataset)
-    except TypeError:
-        return None
-
-
-def training_facts(
-    dls, recorder, spec, scheduler, augment, clip_grad_norm, bf16, evaluation_loader
-):
-    """The content of settings.json: everything needed to repeat a run."""
-    net, loader = recorder.net, recorder.loader
-    options = {
-        "scheduler": scheduler.function if isinstance(scheduler, FractionSchedule) else scheduler,
-        "augment": augment,
-        "clip_grad_norm": clip_grad_norm,
-        "evaluate_every": recorder.evaluate_every,
-        "log_every": recorder.log_every,
-    }
-    optimizers = getattr(recorder.optimizer, "optimizers", [recorder.optimizer])
-    return {
-        "command": sys.argv,
-        "settings": {name: value for name, value in vars(dls).items() if name[0] != "_"},
-        "network": {
-            "class": type(net).__name__,
-            "arguments": getattr(net, "arguments", None),
-            "parameters": sum(p.numel() for p in net.parameters()),
-        },
-        "training": {
-            "loss": recorder.history.loss_name,
-            "loss_options": {
-                name: value
-                for name, value in getattr(recorder.criterion, "__dict__", {}).items()
-                if isinstance(value, (str, int, float, tuple)) and name[0] != "_"
-            },
-            "options": {name: repr(value) for name, value in options.items()},
-            "optimizer": " and ".join(type(optimizer).__name__ for optimizer in optimizers),
-            "optimizer_settings": {
-                name: value
-                for name, value in optimizers[0].param_groups[0].items()
-                if name != "params"
-            },
-            "precision": "bf16" if bf16 else "fp32",
-            "evaluated_on": describe_images(evaluation_loader),
-            "images": number_of_images(loader),
-            "batch_size": loader.batch_size,
-            "max_seconds": recorder.max_seconds,
-        },
-        "data": {
-            "class_names": spec["class_names"],
-            "mask_values": spec["mask_values"],
-            "source": data_source(innermost(loader.dataset)),
-        },
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "device": device_name(dls.device),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "segstudio": __version__,
-        },
-    }
-
-
-def describe_images(loader):
-    """The number of images of a loader and their source, as text; None without a loader."""
-    if loader is None:
-        return None
-    return f"{number_of_images(loader)} images, {data_source(innermost(loader.dataset))}"
-
-
-def data_source(dataset):
-    """Where the images come from, as text; it says so if SegStudio drew them."""
-    if hasattr(dataset, "manifest"):
-        return dataset.manifest.get("description") or "prepared COCO images"
-    if getattr(dataset, "generated", False):
-        return "generated by SegStudio, not the original"
-    return type(dataset).__name__
-
-
-def device_name(device):
-    if device.type == "cuda":
-        return f"the GPU ({torch.cuda.get_device_name(device)})"
-    if device.type == "mps":
-        return "the GPU (Apple MPS)"
-    return f"the CPU ({torch.get_num_threads()} threads)"
 
 
 # ---- the coverage probe -------------------------------------------------------------------------
@@ -2189,6 +1662,7 @@ def example_flags(
     quick: tuple = (1200, 1),
     full: tuple = (10000, 6),
     quick_seconds: float | None = None,
+    last_file: str | None = "metrics.json",
     extra: Mapping | None = None,
 ) -> argparse.Namespace:
     """Read the flags that all examples share from the command line.
@@ -2198,6 +1672,8 @@ def example_flags(
         quick, full: (training images, epochs) with and without --quick. epochs is None if the
             example trains for a time.
         quick_seconds: --quick ends after this time, unless --epochs or --train-images is given.
+        last_file: the file of a run that the example writes last: a run with it is finished.
+            None: the example finds out itself what is left to do, with --resume or without.
         extra: further flags of this example: {"--name": keyword arguments of add_argument}.
 
     Returns: a namespace. epochs and train_images are filled in; `settings` holds the flags that
@@ -2224,7 +1700,9 @@ def example_flags(
     add("--dataroot", metavar="DIR", help="folder of the data")
     add("--results-dir", default="runs", metavar="DIR", help="folder of all runs")
     add("--run-name", metavar="NAME", help="folder of this run in it; default: a new one")
+    add("--resume", action="store_true", help="continue the run of --run-name")
     add("--seed", type=int, default=0, metavar="N", help="default 0")
+    add("--deterministic", action="store_true", help="the same result also on a GPU; slower")
     add("--show", action="store_true", help="open a window for each figure")
     for name, options in (extra or {}).items():
         add(name, **options)
@@ -2232,6 +1710,14 @@ def example_flags(
     if full[1] is None and flags.epochs is not None:
         parser.error("--epochs: this example trains for a time and not for epochs")
 
+    EXAMPLE[:] = [parser]
+    if flags.resume and last_file is not None:
+        check_run_to_continue(flags, last_file)
+    elif flags.run_name is not None and processes.rank_of_torchrun() == 0:
+        run = Path(flags.results_dir, flags.run_name).expanduser()
+        if run.is_dir() and any(run.iterdir()) and RERUN not in os.environ:
+            lock_run_dir(run)
+            print(f"{run} has an earlier run. It is now {move_aside(run)}.")
     limited = flags.quick and flags.epochs is None and flags.train_images is None
     flags.training_seconds = functools.partial(
         seconds_for_training, quick_seconds if limited else None
@@ -2239,11 +1725,26 @@ def example_flags(
     images, epochs = quick if flags.quick else full
     flags.train_images = flags.train_images or images
     flags.epochs = flags.epochs or epochs or 1
-    names = ("epochs", "seed", "results_dir", "run_name", "show")
+    names = ("epochs", "seed", "deterministic", "results_dir", "run_name", "show")
     flags.settings = {name: getattr(flags, name) for name in names}
     if flags.dataroot is not None:
         flags.settings["dataroot"] = flags.dataroot
     return flags
+
+
+def check_run_to_continue(flags, last_file):
+    """End the script if there is nothing to continue."""
+    if flags.run_name is None:
+        raise ValueError("--resume needs the --run-name of the run to continue")
+    run = Path(flags.results_dir, flags.run_name).expanduser()
+    if not run.is_dir():
+        raise FileNotFoundError(
+            f"there is no run {run} to resume: leave --resume out to start it, or correct "
+            f"--run-name and --results-dir"
+        )
+    if (run / last_file).exists():
+        print(f"{run} is finished: there is nothing to resume.")
+        sys.exit(0)
 
 
 def run_example(main: Callable) -> None:
@@ -2257,5 +1758,6 @@ def run_example(main: Callable) -> None:
         if os.environ.get("SEGSTUDIO_TRACEBACK"):
             raise
         sys.exit(f"{script}: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"\n{script}: interrupted")
+    except KeyboardInterrupt as stop:
+        print(f"\n{script}: {stop or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)  # what a shell expects after Ctrl-C

@@ -9,8 +9,11 @@ import textwrap
 from pathlib import Path
 
 from SegStudio import SegStudio as package
-from SegStudio import backstage
 from SegStudio.SegStudio import __file__ as MODULE_FILE
+
+# The files of the package, in the order in which a copy needs their definitions.
+FILES = ("SegStudio.py", "processes.py", "backstage.py", "loading.py", "recording.py")
+PREFIXES = re.compile(r"\b(backstage|processes|loading|recording)\.(?=[A-Za-z])")
 
 
 def show_class(name: str) -> str:
@@ -18,11 +21,11 @@ def show_class(name: str) -> str:
 
     Errors: ValueError for an unknown name; the message suggests the nearest one.
     """
-    files = (MODULE_FILE, backstage.__file__)
-    module = Module("\n".join(Path(file).read_text(encoding="utf-8") for file in files))
+    folder = Path(MODULE_FILE).parent
+    source = "\n".join((folder / file).read_text(encoding="utf-8") for file in FILES)
+    module = Module(PREFIXES.sub("", source))  # in the copy, all stands in one file
     cls = find_class(name)
-    text = textwrap.dedent(inspect.getsource(cls))
-    text = re.sub(r"\bbackstage\.(?=\w)", "", text)  # in the copy, helpers stand above the class
+    text = PREFIXES.sub("", textwrap.dedent(inspect.getsource(cls)))
     names = module.names_needed(text)
     parts = [
         f'"""{name}, copied from SegStudio (python -m SegStudio show {name})."""',

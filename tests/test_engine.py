@@ -13,7 +13,7 @@ from conftest import rows, train, weights
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
-from SegStudio import SegStudio, backstage
+from SegStudio import SegStudio, backstage, loading, recording
 
 Segmentation = SegStudio.SemanticSegmentation
 
@@ -421,14 +421,14 @@ def test_loaders_keep_their_workers_and_pin_memory_for_a_gpu(experiment, tiny_sh
     alone = experiment(num_workers=0)
     segmenter = experiment(num_workers=2)
     loaders = [segmenter.train_dataloader, segmenter.test_dataloader]
-    loaders += backstage.evaluation_split(segmenter, 0.5)
+    loaders += loading.evaluation_split(segmenter, 0.5)
     assert all(loader.persistent_workers and loader.num_workers == 2 for loader in loaders)
     assert not any(loader.pin_memory for loader in loaders)
     assert not alone.train_dataloader.persistent_workers
     segmenter.dl_studio.device = torch.device("cuda:0")
     segmenter.load_PurdueShapes5MultiObject_dataset(tiny_shapes(4), tiny_shapes(4))
     loaders = [segmenter.train_dataloader, segmenter.test_dataloader]
-    loaders += backstage.evaluation_split(segmenter, 0.5)
+    loaders += loading.evaluation_split(segmenter, 0.5)
     assert all(loader.pin_memory for loader in loaders)
 
 
@@ -438,7 +438,7 @@ def test_a_held_out_part_keeps_the_settings_of_the_students_loader(experiment, t
         tiny_shapes(8), 2, num_workers=1, prefetch_factor=5, timeout=60, persistent_workers=False,
         multiprocessing_context="spawn",
     )  # fmt: skip
-    for loader in backstage.evaluation_split(segmenter, 0.5):
+    for loader in loading.evaluation_split(segmenter, 0.5):
         assert loader.prefetch_factor == 5
         assert loader.timeout == 60
         assert loader.multiprocessing_context.get_start_method() == "spawn"
@@ -726,7 +726,7 @@ def test_without_bf16_no_autocast_is_asked_for(monkeypatch):
         raise RuntimeError("autocast is not there")
 
     monkeypatch.setattr(torch, "autocast", refuse)
-    with backstage.bf16_autocast(torch.device("mps"), False):
+    with recording.bf16_autocast(torch.device("mps"), False):
         pass
 
 

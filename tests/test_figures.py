@@ -9,7 +9,7 @@ from conftest import TinyShapes
 from PIL import Image
 from torch import nn
 
-from SegStudio import SegStudio, backstage
+from SegStudio import SegStudio, backstage, recording
 
 Segmentation = SegStudio.SemanticSegmentation
 PALETTE = SegStudio.PALETTE
@@ -153,7 +153,7 @@ def test_pictures_of_drawn_images_say_so(experiment, generated, manifest, word):
     for name, words in segmenter.words.items():
         assert f"{word}test images" in " ".join(words), name
         assert word or not any("generated" in w or "synthetic" in w for w in words)
-    history = backstage.TrainingHistory("MSE")
+    history = recording.TrainingHistory("MSE")
     history.iterations = 1
     history.add(loss=1.0)
     segmenter.save_loss_figure(history)
@@ -162,7 +162,7 @@ def test_pictures_of_drawn_images_say_so(experiment, generated, manifest, word):
 
 def test_a_single_interval_is_visible_in_the_loss_figure(experiment):
     segmenter = experiment()
-    history = backstage.TrainingHistory("MSE")
+    history = recording.TrainingHistory("MSE")
     history.iterations = 500
     history.add(loss=400.0)
     segmenter.save_loss_figure(history)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from run_folders import GENERATED, example, make_run, metrics_of
 
-from SegStudio.backstage import TrainingHistory
+from SegStudio.recording import TrainingHistory
 
 homework_page = example("homework_page")
 

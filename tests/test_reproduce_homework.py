@@ -68,14 +68,11 @@ def test_a_finished_run_with_the_same_settings_is_complete(tmp_path, full, quick
     assert find_step(short, quick) == "nothing"
 
 
-def test_a_checkpoint_is_continued_and_a_trained_run_is_tested(tmp_path, full):
+def test_a_run_without_its_scores_is_continued(tmp_path, full):
     folder = make_run(tmp_path / "mse", iou=None)
-    assert find_step(folder, full) == "test"
-    (folder / "checkpoint.pt").touch()
-    assert find_step(folder, full) == "resume"
-    (folder / "checkpoint.pt").unlink()
+    assert find_step(folder, full) == "continue"
     (folder / "model.pt").unlink()
-    assert find_step(folder, full) == "train"
+    assert find_step(folder, full) == "continue"
 
 
 def test_a_longer_run_is_kept_and_a_shorter_one_moves(tmp_path, full, quick):
@@ -154,11 +151,11 @@ def test_wrong_flags_get_a_sentence(run_main, tmp_path, flags, sentence):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The calls that would train: [(run name, seed, seconds, step), ...]."""
+    """The calls that would train: [(run name, seed, seconds), ...]."""
     calls = []
 
-    def note(experiment, run_name, seed, flags, step):
-        calls.append((run_name, seed, flags.seconds, step))
+    def note(experiment, run_name, seed, flags):
+        calls.append((run_name, seed, flags.seconds))
         if run_name == "dice":
             raise FloatingPointError("the Dice loss became nan")
         folder = homework_page.Path(flags.results_dir) / run_name
@@ -173,7 +170,7 @@ def test_quick_is_bounded_by_time_and_finished_runs_are_kept(run_main, trained, 
     assert run_main("--quick", "--only", "combined-200,mse") == ""
     seconds = reproduce.QUICK_TRAINING_SECONDS
     assert seconds < homework_page.QUICK_SECONDS
-    assert trained == [("mse", 0, seconds, "train"), ("combined_200", 0, seconds, "train")]
+    assert trained == [("mse", 0, seconds), ("combined_200", 0, seconds)]
     assert "homework-page/index.html" in capsys.readouterr().out
     assert run_main("--quick", "--only", "combined-200,mse") == ""
     assert len(trained) == 2
@@ -184,7 +181,7 @@ def test_epochs_and_images_that_are_given_lift_the_limit(run_main, trained):
     run_main("--quick", "--only", "mse", "--epochs", "2")
     run_main("--quick", "--only", "mse", "--train-images", "100", "--results-dir", "other")
     run_main("--only", "mse", "--results-dir", "full")
-    assert [seconds for _, _, seconds, _ in trained] == [None, None, None]
+    assert [seconds for _, _, seconds in trained] == [None, None, None]
 
 
 def test_several_seeds_have_folders_of_their_own(run_main, trained):
@@ -251,13 +248,14 @@ def test_coco_runs_by_its_own_script(monkeypatch, tmp_path, changes, expected):
 
     monkeypatch.setattr(reproduce.subprocess, "run", note)
     flags = make_flags(tmp_path, **changes)
-    reproduce.run_coco(COCO_MAE, "coco_mae", 3, flags, "train")
+    reproduce.run_coco(COCO_MAE, "coco_mae", 3, flags)
     _, script, *words = commands[0]
     assert script.endswith("coco_segmentation.py")
     always = {"--loss=mae", "--run-name=coco_mae", "--precision=fp32", "--seed=3"}
     always.add(f"--results-dir={tmp_path}")
     assert set(words) == always | expected
-    reproduce.run_coco(COCO_MAE, "coco_mae", 3, flags, "resume")
+    (tmp_path / "coco_mae").mkdir()
+    reproduce.run_coco(COCO_MAE, "coco_mae", 3, flags)
     assert commands[1][-1] == "--resume"
 
 

@@ -15,7 +15,7 @@ from conftest import rows, train, weights
 from PIL import Image
 from torch import nn
 
-from SegStudio import SegStudio, backstage
+from SegStudio import SegStudio, backstage, recording
 
 Segmentation = SegStudio.SemanticSegmentation
 
@@ -232,7 +232,8 @@ def test_resume_gives_the_weights_of_an_uninterrupted_run(
 
             run("cut", train_set=data, on_log=break_soon)
     # The new process starts with other weights and another seed: all comes from the checkpoint.
-    segmenter, resumed, resumed_history = run("cut", seed=9, resume=True)
+    again = {"train_set": Fragile(12)} if moment == "data" else {}
+    segmenter, resumed, resumed_history = run("cut", seed=9, resume=True, **again)
     assert torch.equal(weights(whole), weights(resumed))
     assert resumed_history.losses == history.losses
     assert resumed_history.iterations == history.iterations == 9
@@ -733,7 +734,7 @@ def test_auto_precision_heeds_a_cpu_that_is_hidden_in_part(monkeypatch, hidden, 
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if hidden:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", hidden)
-    assert backstage.use_bf16("auto", torch.device("cpu")) is expected
+    assert recording.use_bf16("auto", torch.device("cpu")) is expected
 
 
 # ---- the caller's network -----------------------------------------------------------------------
@@ -796,7 +797,7 @@ def test_resuming_is_no_second_training(experiment, small_net, capsys):
     train = segmenter.custom_run_code_for_training_for_semantic_segmentation
     with pytest.raises(KeyboardInterrupt):
         train(net, augment=interrupt)
-    train(net, resume=True)
+    train(net, augment=interrupt, resume=True)
     assert AGAIN not in capsys.readouterr().out
 
 
