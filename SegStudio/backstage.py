@@ -204,10 +204,10 @@ def move_earlier_run_aside(dls):
     A new training neither continues nor overwrites them. What this process has written to log.txt
     already stays.
     """
+    folder = dls.run_dir
     earlier, dls._earlier_files = dls._earlier_files, None
     if not earlier:
         return
-    folder = dls.run_dir
     log, length = folder / "log.txt", earlier.pop("log.txt", 0)
     new_lines = log.read_bytes()[length:] if log.exists() else b""
     aside = move_aside(folder)
