@@ -17,6 +17,7 @@ Datasets/prepare_coco.py wrote.
 """
 
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ from homework_page import (
 )
 
 from SegStudio import SegStudio
-from SegStudio.backstage import move_aside
+from SegStudio.backstage import RERUN, move_aside, rerun_folder
 
 # The homework's recipe.
 IMAGE_SIZE = [64, 64]
@@ -173,6 +174,8 @@ def run_coco(experiment, run_name, seed, flags):
 def run_experiment(experiment, seed, run_name, flags):
     """Do what is left of one run, and print what that is."""
     folder = Path(flags.results_dir).expanduser() / run_name
+    if RERUN in os.environ:
+        folder = rerun_folder(folder)
     step, reason = what_is_left(folder, wanted_settings(experiment, flags, seed))
     if step == "move":
         print(f"{folder} has other settings ({reason}). It is now {move_aside(folder)}.")
@@ -183,6 +186,11 @@ def run_experiment(experiment, seed, run_name, flags):
     print(f"{folder}: {experiment.title}, seed {seed}", flush=True)
     run = run_shapes if experiment.data == "shapes" else run_coco
     run(experiment, run_name, seed, flags)
+
+
+def is_to_run(folder):
+    """`python -m SegStudio rerun` repeats one run of this script, not all of its command."""
+    return RERUN not in os.environ or folder.absolute() == Path(os.environ[RERUN])
 
 
 def main():
@@ -198,6 +206,8 @@ def main():
         if seed != flags.seed:
             run_name += f"_seed_{seed}"
         print(f"\nRun {number} of {count}")
+        if not is_to_run(Path(flags.results_dir).expanduser() / run_name):
+            continue
         try:
             run_experiment(experiment, seed, run_name, flags)
             # After each run: if the next one is interrupted, the page shows what is done.

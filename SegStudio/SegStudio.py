@@ -171,7 +171,7 @@ class SegStudio:
     def part_of_run(self, name: str) -> "SegStudio":
         """The same settings with a folder of their own, `name`, inside this run's folder."""
         part = copy.copy(self)
-        part.run_name = str(self.run_dir.relative_to(Path(self.results_dir).expanduser()) / name)
+        part.results_dir, part.run_name = self.run_dir, name
         part._whole, part._run_dir, part._trainings = self, None, 0
         return part
 

@@ -140,8 +140,8 @@ def make_run_dir(results, run_name):
     script = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
     stem = script if re.fullmatch(r"[\w-]+", script) else "session"
     numbered = (f"{stem}-{number}" for number in itertools.count(2))
-    if RERUN in os.environ:  # each run of the script gets a folder beside the first run's
-        run_name = rerun_name(run_name or Path(os.environ[RERUN]).name)
+    if RERUN in os.environ:
+        run_name = rerun_folder(results / (run_name or Path(os.environ[RERUN]).name))
     folder = results
     try:
         results.mkdir(parents=True, exist_ok=True)
@@ -232,10 +232,15 @@ RERUN = "SEGSTUDIO_RERUN"  # the folder of the run that `python -m SegStudio rer
 FRACTIONS = "fractions.json"  # of a training bounded by time: what was over after each iteration
 
 
-def rerun_name(run_name):
-    """The name of the repetition of a run: NAME-rerun; of a part of it: NAME-rerun/PART."""
-    first, *rest = Path(run_name).parts
-    return str(Path(f"{first}-rerun", *rest))
+def rerun_folder(folder):
+    """The folder of the repetition of a run: NAME-rerun; of a part of it: NAME-rerun/PART."""
+    folder, first = folder.absolute(), Path(os.environ[RERUN])
+    copy = first.with_name(f"{first.name}-rerun")
+    if folder.is_relative_to(copy):
+        return folder
+    if folder.is_relative_to(first):
+        return copy / folder.relative_to(first)
+    return folder.with_name(f"{folder.name}-rerun")  # of another run of the same script
 
 
 def replayed_fractions(dls):
@@ -247,11 +252,11 @@ def replayed_fractions(dls):
     if RERUN not in os.environ:
         return None
     first = Path(os.environ[RERUN])
-    part = dls.run_dir.relative_to(first.with_name(f"{first.name}-rerun"))
+    part = dls.run_dir.absolute().relative_to(first.with_name(f"{first.name}-rerun"))
     path = first / part / FRACTIONS
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} is missing: that run was not finished, or is of version 2.1"
+            f"{path} is missing: that run was not finished, or is of version 2.1 or older"
         )
     return json.loads(path.read_text(encoding="utf-8"))
 
