@@ -72,7 +72,14 @@ class LiveView:
                 [], [], color=color, linewidth=3, marker="o", label=name
             )
         self.panels["loss"].legend()
-        self.figure.legend(handles=class_patches(CLASSES), loc="outside lower center", ncols=7)
+        self.figure.legend(
+            handles=class_patches(CLASSES),
+            loc="outside lower center",
+            ncols=7,
+            handlelength=1,  # else the legend is wider than the slide
+            handletextpad=0.4,
+            columnspacing=1.2,
+        )
         self.figure.suptitle("Preparing the images ...")
         self.frames = []
         self.frame_seconds = 0.0  # how long the latest frame took

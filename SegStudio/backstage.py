@@ -53,7 +53,7 @@ if __package__:
 else:  # the folder of this file is on sys.path
     import processes
 
-__version__ = "2.1.0"
+__version__ = "2.2.0"
 
 STARTED = time.perf_counter()  # the time limit of --quick counts from here
 

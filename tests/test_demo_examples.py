@@ -127,6 +127,10 @@ def test_the_window_is_a_slide_that_a_class_can_read(view):
     assert min(text.get_fontsize() for text in texts) >= 18
     shown = {text.get_text() for text in texts}
     assert shown >= {"rectangle", "triangle", "disk", "oval", "star", "several classes"}
+    (legend,) = view.figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 <= box.y0
+    assert box.x1 <= pixels[0], "the legend is not cut"
 
 
 def test_the_text_grows_with_the_window(view):

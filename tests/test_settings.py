@@ -1,6 +1,7 @@
 """The settings object: its keywords, its device, its folder, and what it writes there."""
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -81,6 +82,26 @@ def test_device(monkeypatch, use_gpu, cuda, mps, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert str(SegStudio(use_gpu=use_gpu).device) == device
+
+
+def test_deterministic_algorithms_are_asked_for_on_demand(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    SegStudio()
+    assert asked == []
+    SegStudio(deterministic=True)
+    assert asked == [True]
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_part_of_a_run_has_a_folder_inside_it(experiment):
+    segmenter = experiment()
+    part = segmenter.part_of_run("strided")
+    assert part.dl_studio.run_dir == segmenter.dl_studio.run_dir / "strided"
+    assert part.train_dataloader is segmenter.train_dataloader
+    inner = part.part_of_run("a").dl_studio.run_dir
+    assert inner == segmenter.dl_studio.run_dir / "strided" / "a"
 
 
 def test_numpys_numbers_are_taken_and_become_pythons():
