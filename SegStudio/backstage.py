@@ -1743,6 +1743,8 @@ def check_run_to_continue(flags, last_file):
         raise ValueError("--resume needs the --run-name of the run to continue")
     run = Path(flags.results_dir, flags.run_name).expanduser()
     if not run.is_dir():
+        if processes.rank_of_torchrun() > 0:  # another machine: the main process has the folder
+            return
         raise FileNotFoundError(
             f"there is no run {run} to resume: leave --resume out to start it, or correct "
             f"--run-name and --results-dir"

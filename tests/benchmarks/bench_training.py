@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from SegStudio import SegStudio
-from SegStudio.backstage import MEMORY_FORMATS, TrainingRecorder, make_optimizer
+from SegStudio.recording import MEMORY_FORMATS, TrainingRecorder, make_optimizer
 
 BATCH = 4
 
