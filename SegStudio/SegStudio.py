@@ -1425,11 +1425,14 @@ class SegStudio:
                 )
                 recorder.begin(scheduler, facts, resume)
                 net.output_spec = spec
-                with recorder.watch(), processes.replicated(net, recorder.batches) as replica:
+                batches = recorder.batches
+                with (
+                    recorder.watch(),
+                    processes.replicated(net, batches, dls.image_size) as replica,
+                ):
                     self.training_loop(
-                        replica, recorder.batches, criterion, optimizer, recorder,
-                        scheduler=scheduler, augment=augment, clip_grad_norm=clip_grad_norm,
-                        bf16=bf16,
+                        replica, batches, criterion, optimizer, recorder, scheduler=scheduler,
+                        augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
                     )  # fmt: skip
             self.save_model(net)
             recorder.end(facts)

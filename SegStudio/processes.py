@@ -8,6 +8,7 @@ process, everything here does nothing.
 
 import atexit
 import contextlib
+import copy
 import os
 import shutil
 import tempfile
@@ -144,7 +145,7 @@ def share(numbered):
 
 
 @contextlib.contextmanager
-def replicated(net, batches):
+def replicated(net, batches, image_size):
     """`net` for the training loop: with several processes, its backward averages the gradients.
 
     Each process computes the loss of its share of a batch. The average is weighted by the sizes of
@@ -167,11 +168,29 @@ def replicated(net, batches):
         replica = DistributedDataParallel(
             net,
             device_ids=[device.index] if on_gpu else None,
-            # Half of the blocks of DLStudio's network are never used, so they have no gradient.
-            find_unused_parameters=True,
+            find_unused_parameters=not all_parameters_used(net, device, image_size),
         )
         replica.register_comm_hook(None, weighted_average)
         yield replica
+
+
+def all_parameters_used(net, device, image_size):
+    """Whether the output depends on each parameter; in DLStudio's network six blocks are unused.
+
+    DistributedDataParallel must know, because it waits for the gradient of each parameter.
+    """
+    twin = copy.deepcopy(net).eval()
+    output = twin(torch.zeros(1, 3, *image_size, device=device))
+    found, to_visit = set(), [output.grad_fn]
+    visited = set(to_visit)
+    while to_visit:
+        function = to_visit.pop()
+        if hasattr(function, "variable"):
+            found.add(id(function.variable))
+        following = {f for f, _ in function.next_functions if f is not None} - visited
+        visited |= following
+        to_visit += following
+    return all(id(p) in found for p in twin.parameters() if p.requires_grad)
 
 
 @contextlib.contextmanager

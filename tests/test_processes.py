@@ -14,8 +14,6 @@ from torch import nn
 
 from SegStudio import processes
 
-pytestmark = pytest.mark.slow
-
 SCRIPT = """
 import os, sys
 sys.path.insert(0, {tests!r})
@@ -100,6 +98,7 @@ def without(row, *names):
     return {k: v for k, v in row.items() if k not in names}
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(run, tmp_path):
     one, two = run("plain", 1), run("plain", 2)
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
@@ -127,6 +126,7 @@ def test_two_processes_train_as_one_does(run, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_batch_norm_of_each_process_sees_its_own_share(run, tmp_path):
     for count in (1, 2):
         ended = run("munet", count)
@@ -138,6 +138,7 @@ def test_batch_norm_of_each_process_sees_its_own_share(run, tmp_path):
     assert list(state) == list(Segmentation.mUnet(depth=4, width=4).state_dict())
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_all_processes_in_the_same_step(run, tmp_path):
     ended = run("time", 2)
     assert ended.returncode == 0, ended.stderr
@@ -145,6 +146,7 @@ def test_a_time_limit_ends_all_processes_in_the_same_step(run, tmp_path):
     assert table(tmp_path / "runs" / "time-2")[-1]["seconds"] >= 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sign"), [("dies", "rank one cannot go on"), ("killed", "-9")])
 def test_a_process_that_dies_ends_the_job_with_its_own_error(run, kind, sign):
     started = time.monotonic()
@@ -154,6 +156,7 @@ def test_a_process_that_dies_ends_the_job_with_its_own_error(run, kind, sign):
     print(f"ended after {time.monotonic() - started:.0f} s")  # a minute at most, measured by hand
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_the_run_goes_on(run, tmp_path):
     whole = run("munet", 2, name="whole")
     assert whole.returncode == 0, whole.stderr
@@ -169,6 +172,21 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on(run, tmp_path):
         for name in ("whole", "run")
     ]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize(
+    ("net", "used"),
+    [
+        (Segmentation.mUnet(depth=16, width=4), False),  # six of its blocks are never used
+        (Segmentation.UNet(), True),
+        (nn.Sequential(nn.Conv2d(3, 5, 1)), True),
+    ],
+)
+def test_unused_parameters_are_found(net, used):
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert processes.all_parameters_used(net, torch.device("cpu"), (64, 64)) is used
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net.training
 
 
 def test_layers_of_a_gpu_share_their_statistics_and_come_back():
