@@ -33,11 +33,11 @@ import torch
 from common import BATCH, name_machine
 from torch.utils.flop_counter import FlopCounterMode
 
-from SegStudio import SegStudio, backstage
+from SegStudio import SegStudio, recording
 
 WARM_UP = 2  # turns: the first ones pay for memory, caches and compiling
 ARCHIVE = "PurdueShapes5MultiObject-1000-train.gz"
-ITERATIONS = {"cpu": 1, "cuda": 50}  # of a turn: a GPU is waited for at its end only
+ITERATIONS = {"cpu": 4, "cuda": 50}  # of a turn: a GPU is waited for at its end only
 WAYS = {
     "DLStudio 2.3.6": {},
     "SegStudio": {},
@@ -52,8 +52,8 @@ WAYS = {
 MATRICES = (  # (rows, summed, columns): two squares, two convolutions of the network as a product
     (1024, 1024, 1024),
     (2048, 2048, 2048),
-    (16384, 576, 64),
-    (4096, 1152, 128),
+    (4096, 576, 64),
+    (1024, 1152, 128),
 )
 
 
@@ -209,7 +209,7 @@ def flops_of_an_iteration():
 
 def reason_to_skip(options, device, compile_too):
     """Why a way is not measured on this machine; None if it is."""
-    if options.get("precision") == "bf16" and not backstage.use_bf16("auto", torch.device(device)):
+    if options.get("precision") == "bf16" and not recording.use_bf16("auto", torch.device(device)):
         return "no bf16 in hardware"
     if not options.get("compile"):
         return None
@@ -282,7 +282,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=25, help="turns of each way")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each way")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True,
         help="also measure torch.compile, which compiles for a minute or two each time",
