@@ -942,12 +942,9 @@ def generate_archive(path, num_images, seed=0):
 
 def draw_archive(path, num_images, seed):
     """Draw the images and write them to the archive `path`, complete or not at all."""
-    items = {}
-    for index in progress_bar(range(num_images), f"drawing {path.name}", unit="image"):
-        image, mask, box_map = draw_shapes(seed, index)
-        items[index] = [*image.reshape(3, -1), mask, box_map]
 
-    content = pickle.dumps([items, LABEL_MAP], protocol=3)
+    def opcodes(value):  # of a pickle, without its first two bytes, the protocol, and its end
+        return pickle.dumps(value, protocol=3)[2:-1]
 
     def write(part):
         with (
@@ -956,8 +953,14 @@ def draw_archive(path, num_images, seed):
             # time: the same seed gives the same bytes.
             gzip.GzipFile(GENERATED, "wb", 1, file, mtime=0) as packed,
         ):
-            for start in progress_bar(range(0, len(content), 2**20), "packing", unit="MB"):
-                packed.write(content[start : start + 2**20])
+            # A pickle of [{0: item, 1: item, ...}, LABEL_MAP], written item by item: a set of any
+            # size needs constant memory.
+            packed.write(pickle.PROTO + b"\3" + pickle.EMPTY_LIST + pickle.MARK + pickle.EMPTY_DICT)
+            for index in progress_bar(range(num_images), f"drawing {path.name}", unit="image"):
+                image, mask, box_map = draw_shapes(seed, index)
+                item = [*image.reshape(3, -1), mask, box_map]
+                packed.write(opcodes(index) + opcodes(item) + pickle.SETITEM)
+            packed.write(opcodes(LABEL_MAP) + pickle.APPENDS + pickle.STOP)
 
     return write_atomically(path, write)
 

@@ -427,7 +427,6 @@ def test_every_long_step_has_a_bar(experiment, small_net, monkeypatch, tmp_path)
     segmenter.score_baselines()
     assert seen == {
         "drawing PurdueShapes5MultiObject-6-train.gz": 6,
-        "packing": 1,
         "reading the archive": path.stat().st_size,
         "writing the cache": 6,
         "looking for the mask values": None,

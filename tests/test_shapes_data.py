@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -673,6 +674,17 @@ def test_drawing_is_reproducible(tmp_path, monkeypatch):
     fewer, _ = pickle.loads(gzip.decompress((tmp_path / "c.gz").read_bytes()))
     assert all(np.array_equal(fewer[i][:3], items[i][:3]) for i in range(7))
     assert files(tmp_path) == ["a.gz", "b.gz", "c.gz"]
+
+
+def test_drawing_needs_memory_for_an_image_and_not_for_the_set(tmp_path):
+    ShapesDataset.generate(tmp_path / "first.gz", 1)  # imports and caches
+    tracemalloc.start()
+    try:
+        ShapesDataset.generate(tmp_path / NAME, 60)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60 * 8 * 64 * 64 / 2  # half of the bytes of the images and masks
 
 
 def test_drawn_archives_load_as_written(tmp_path):

@@ -13,7 +13,7 @@ import statistics
 import time
 
 import torch
-from bench_training import make_batches, name_machine
+from common import make_batches, name_machine
 
 from SegStudio import SegStudio
 

@@ -34,7 +34,7 @@ from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
-from bench_training import name_machine
+from common import name_machine
 from torch import nn
 from torch.utils.data import Subset
 

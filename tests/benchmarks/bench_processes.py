@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from bench_training import name_machine
+from common import name_machine
 from torch import nn
 
 from SegStudio import SegStudio, processes

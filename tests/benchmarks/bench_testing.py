@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from bench_training import make_batches, name_machine
+from common import make_batches, name_machine
 
 from SegStudio import SegStudio
 
