@@ -165,6 +165,8 @@ class SegStudio:
             self._run_dir = backstage.make_run_dir(
                 Path(self.results_dir).expanduser(), self.run_name
             )
+            if processes.is_main() and self._whole is None:
+                backstage.lock_run_dir(self._run_dir, self)
             self._earlier_files = backstage.files_in(self._run_dir)
         return self._run_dir
 

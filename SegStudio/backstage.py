@@ -29,6 +29,7 @@ import shlex
 import shutil
 import sys
 import time
+import weakref
 from collections import namedtuple
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -156,20 +157,18 @@ def make_run_dir(results, run_name):
             f"the run cannot be written to {folder.absolute()} ({error.strerror}): give another "
             f"results_dir (--results-dir), or make that one writable"
         ) from None
-    lock_run_dir(folder)
     return folder
 
 
-LOCKS = {}  # of the run folders that this process writes to: path -> lock
+LOCKS = weakref.WeakValueDictionary()  # of the run folders that this process writes to
+LOCK_SECONDS = 10
 
 
-def lock_run_dir(folder):
-    """OSError if another process writes to this folder. The lock ends with the process."""
+def lock_run_dir(folder, owner):
+    """OSError if another process writes to this folder. The lock ends with its owner."""
     folder = folder.absolute()
-    if folder in LOCKS:
-        return
     # Beside the folder, so that the folder itself can be renamed.
-    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
+    lock = LOCKS.setdefault(folder, filelock.FileLock(folder.with_name(f".{folder.name}.lock")))
     try:
         # The workers of a killed process may hold it for some seconds.
         lock.acquire(timeout=LOCK_SECONDS)
@@ -181,10 +180,7 @@ def lock_run_dir(folder):
     except (NotImplementedError, OSError) as error:  # some network drives have no locks
         tqdm.write(f"warning: {folder} could not be locked ({error}): use it for one run at a time")
         return
-    LOCKS[folder] = lock
-
-
-LOCK_SECONDS = 10
+    weakref.finalize(owner, lock.release)  # the file is closed with the last owner
 
 
 def move_aside(folder):
@@ -1724,7 +1720,7 @@ def example_flags(
     elif flags.run_name is not None and processes.rank_of_torchrun() == 0:
         run = Path(flags.results_dir, flags.run_name).expanduser()
         if run.is_dir() and any(run.iterdir()) and RERUN not in os.environ:
-            lock_run_dir(run)
+            lock_run_dir(run, parser)
             print(f"{run} has an earlier run. It is now {move_aside(run)}.")
     limited = flags.quick and flags.epochs is None and flags.train_images is None
     flags.training_seconds = functools.partial(
