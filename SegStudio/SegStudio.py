@@ -1925,6 +1925,16 @@ class SegStudio:
             picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
             return backstage.Coverage(reached.float().mean().item(), reached, picture, now)
 
+        @staticmethod
+        def check_network(
+            net: nn.Module, image_size: Sequence[int] = (64, 64), **options: Any
+        ) -> Any:
+            """What is wrong with a network, and what to know about it: check_network.py.
+
+            Print the result. The options are out_channels and batch_size.
+            """
+            return backstage.tool("check_network").check_network(net, image_size, **options)
+
         # ==== for the examples: load data by numbers of images ===================================
 
         def load_shapes(

@@ -83,6 +83,11 @@ def dlstudio_module(name):
     return importlib.import_module(DLSTUDIO_MODULES[name])
 
 
+def tool(name):
+    """The module of this name beside this file; imported when asked for."""
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
+
+
 # ---- settings -----------------------------------------------------------------------------------
 
 
