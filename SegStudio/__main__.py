@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from SegStudio import check_network, show
+from SegStudio import check_network, doctor, grade_models, show
 
-COMMANDS = (show, check_network)  # each has add_command(commands)
+COMMANDS = (show, check_network, doctor, grade_models)  # each has add_command(commands)
 
 
 def main(argv=None):
