@@ -1572,7 +1572,8 @@ class SegStudio:
             predictions-NNN.png, which shows truth beside prediction by the rule of the scores, and
             test-batch-NNN.png, which shows the output through DLStudio's windows (only for masks
             with DLStudio's values and boxes). worst.png shows the four images with the lowest mean
-            IoU, confusion.png which class is taken for which.
+            IoU, confusion.png which class is taken for which, and why-it-fails.html the causes of
+            the wrong pixels.
 
             Args:
                 before: SegmentationScores on the same images to print beside these, for example
@@ -1587,6 +1588,7 @@ class SegStudio:
             self.load_model(net)
             spec = self.output_spec_of(net)
             class_names = backstage.scored_classes(spec, self.test_dataloader)
+            causes = backstage.tool("why_it_fails").ErrorCauses(class_names)
             worst = []  # (mean IoU, -wrong pixels, number of the image, its item, its pred)
             seen = 0
 
@@ -1602,6 +1604,7 @@ class SegStudio:
                     if not math.isnan(iou):
                         item = {key: value[row] for key, value in batch.items()}
                         worst.append((iou, -wrong[row].item(), seen + row, item, pred[row]))
+                causes.add(batch, pred)
                 seen += len(ious)
                 worst.sort(key=lambda entry: entry[:3])
                 del worst[4:]
@@ -1622,8 +1625,11 @@ class SegStudio:
                 metrics.setdefault("baselines", {})[name] = baseline.compute()
             dls.write_json("metrics.json", metrics)
             self.save_confusion_figure(scores)
+            picture = None
             if worst:
-                self.save_worst_figure([(iou, *entry) for iou, _, *entry in worst], class_names)
+                worst = [(iou, *entry) for iou, _, *entry in worst]
+                picture = self.save_worst_figure(worst, class_names)
+            causes.write(self, picture)
             return scores
 
         def predict_image(self, net: nn.Module, image: Image.Image) -> torch.Tensor:
