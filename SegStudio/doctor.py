@@ -225,7 +225,8 @@ def describe_times():
     yield ""
     yield "--quick: the limit of the example itself, on any computer; a slow one learns less in it."
     yield "without: the limit of the example, or iterations times the measured time. Drawing the"
-    yield "data, scores and figures come on top. COCO: the synthetic set."
+    yield "data, scores and figures come on top. COCO: the synthetic set. Other programs that run"
+    yield "during the measurement make it slower."
 
 
 def full_seconds(example, seconds):
