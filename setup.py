@@ -16,6 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=["SegStudio"],
+    package_data={"SegStudio": ["*.j2"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",

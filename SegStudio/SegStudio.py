@@ -1592,7 +1592,8 @@ class SegStudio:
             predictions-NNN.png, which shows truth beside prediction by the rule of the scores, and
             test-batch-NNN.png, which shows the output through DLStudio's windows (only for masks
             with DLStudio's values and boxes). worst.png shows the four images with the lowest mean
-            IoU, confusion.png which class is taken for which.
+            IoU, confusion.png which class is taken for which, and why-it-fails.html the causes of
+            the wrong pixels.
 
             Args:
                 before: SegmentationScores on the same images to print beside these, for example
@@ -1609,6 +1610,8 @@ class SegStudio:
             class_names = backstage.scored_classes(spec, self.test_dataloader)
             size = getattr(self.test_dataloader, "batch_size", None) or 1
             shown = []  # (number of the batch, batch, output, pred)
+            why = backstage.tool("why_it_fails")
+            causes = why.ErrorCauses(class_names)
             worst = []  # (mean IoU, -wrong pixels, number of the image, its item, its pred)
 
             def look(number, batch, output, pred, ious):
@@ -1622,6 +1625,7 @@ class SegStudio:
                         worst.append(
                             (iou, -wrong[row].item(), number * size + row, item, pred[row])
                         )
+                causes.add(batch, pred, first=number * size)
                 worst.sort(key=lambda entry: entry[:3])
                 del worst[4:]
 
@@ -1647,8 +1651,11 @@ class SegStudio:
                 dls.log(f"\nBaseline, {name}:\n{baseline}")
                 metrics.setdefault("baselines", {})[name] = baseline.compute()
             self.save_confusion_figure(scores)
+            picture = None
             if worst:
-                self.save_worst_figure([(iou, *entry) for iou, _, *entry in worst], class_names)
+                worst = [(iou, *entry) for iou, _, *entry in worst]
+                picture = self.save_worst_figure(worst, class_names)
+            why.ErrorCauses.total(processes.gather([causes])).write(self, picture)
             dls.write_json("metrics.json", metrics)  # last: a run with this file is finished
             return scores
 
@@ -1948,6 +1955,16 @@ class SegStudio:
             picture = colors[reached.long() + now.long()].permute(2, 0, 1)  # (3, H', W')
             picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
             return backstage.Coverage(reached.float().mean().item(), reached, picture, now)
+
+        @staticmethod
+        def check_network(
+            net: nn.Module, image_size: Sequence[int] = (64, 64), **options: Any
+        ) -> Any:
+            """What is wrong with a network, and what to know about it: check_network.py.
+
+            Print the result. The options are out_channels and batch_size.
+            """
+            return backstage.tool("check_network").check_network(net, image_size, **options)
 
         # ==== for the examples: parts of a run, and data by numbers of images ====================
 

@@ -1,37 +1,23 @@
-"""The command line of SegStudio.
-
-show NAME     prints a class as a file that runs
-rerun RUN     repeats a run and says whether the result is the same
-"""
+"""The command line: python -m SegStudio COMMAND; each command stands in a file of its own."""
 
 import argparse
 import sys
 
-from SegStudio import rerun
-from SegStudio.show import show_class
+from SegStudio import check_network, doctor, grade_models, rerun, show
 
-
-def add_show(commands):
-    show = commands.add_parser("show", help="print a class, ready to copy into a file of your own")
-    show.add_argument("name", help="such as mUnet or SegmentationLossDice")
-    show.set_defaults(call=lambda options: print(show_class(options.name), end=""))
+COMMANDS = (show, check_network, doctor, grade_models, rerun)  # each has add_command(commands)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m SegStudio",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(prog="python -m SegStudio", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_show, rerun.add_command):
-        add(commands)
+    for command in COMMANDS:
+        command.add_command(commands)
     options = parser.parse_args(argv)
-    try:
-        return options.call(options) or 0
-    except (OSError, ValueError) as error:
-        sys.exit(f"python -m SegStudio: {error}")
+    code = options.run(options)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -88,6 +88,11 @@ def dlstudio_module(name):
     return importlib.import_module(DLSTUDIO_MODULES[name])
 
 
+def tool(name):
+    """The module of this name beside this file; imported when asked for."""
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
+
+
 # ---- settings -----------------------------------------------------------------------------------
 
 
@@ -719,6 +724,20 @@ def open_archive(archive, num_images=None):
 
 def read_archive(archive, data):
     """The items of an archive as records: their number, their type, and the records one by one."""
+    items = unpack_archive(archive, data)
+
+    def records():
+        for index in range(len(items)):
+            try:
+                yield pack_item(items[index])
+            except Exception as error:
+                raise ValueError(f"{archive}, item {index}: {error}") from error
+
+    return len(items), SHAPES, records()
+
+
+def unpack_archive(archive, data):
+    """The items of an archive as they are in it: a dict or a list; ValueError if it is damaged."""
     try:
         with io.BufferedReader(UnpackedArchive(data), 2**20) as file:
             # encoding: archives of Python 2 hold bytes as text
@@ -738,15 +757,7 @@ def read_archive(archive, data):
             f"{archive} is not a complete gzip of a pickle of [dataset, label_map] "
             f"({type(error).__name__}: {error}): download it again"
         ) from error
-
-    def records():
-        for index in range(len(items)):
-            try:
-                yield pack_item(items[index])
-            except Exception as error:
-                raise ValueError(f"{archive}, item {index}: {error}") from error
-
-    return len(items), SHAPES, records()
+    return items
 
 
 def pack_item(item):

@@ -15,8 +15,16 @@ from SegStudio import backstage
 def add_command(commands):
     """Add `rerun` to the commands of `python -m SegStudio`."""
     rerun = commands.add_parser("rerun", help="repeat a run and say whether the result is the same")
-    rerun.add_argument("run", type=Path, help="the folder of a finished run, such as runs/mse")
-    rerun.set_defaults(call=lambda options: repeat(options.run))
+    rerun.add_argument("folder", type=Path, help="of a finished run, such as runs/mse")
+    rerun.set_defaults(run=run)
+
+
+def run(options):
+    """The exit code of the command."""
+    try:
+        return repeat(options.folder)
+    except (OSError, ValueError) as error:
+        sys.exit(f"python -m SegStudio rerun: {error}")
 
 
 def repeat(run):

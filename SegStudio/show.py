@@ -5,6 +5,7 @@ import difflib
 import inspect
 import re
 import symtable
+import sys
 import textwrap
 from pathlib import Path
 
@@ -14,6 +15,20 @@ from SegStudio.SegStudio import __file__ as MODULE_FILE
 # The files of the package, in the order in which a copy needs their definitions.
 FILES = ("SegStudio.py", "processes.py", "backstage.py", "loading.py", "recording.py")
 PREFIXES = re.compile(r"\b(backstage|processes|loading|recording)\.(?=[A-Za-z])")
+
+
+def add_command(commands):
+    text = "print a class, ready to copy into a file of your own"
+    parser = commands.add_parser("show", help=text, description=text)
+    parser.add_argument("name", help="such as mUnet or SegmentationLossDice")
+    parser.set_defaults(run=run)
+
+
+def run(options):
+    try:
+        print(show_class(options.name), end="")
+    except ValueError as error:
+        sys.exit(f"python -m SegStudio: {error}")
 
 
 def show_class(name: str) -> str:

@@ -123,6 +123,7 @@ def test_a_run_folder_holds_what_design_says(experiment, small_net):
     assert names == {
         "settings.json", "losses.csv", "metrics.json", "log.txt", "model.pt", "loss.png",
         "test-batch-001.png", "predictions-001.png", "worst.png", "confusion.png",
+        "why-it-fails.html",
     }  # fmt: skip
     settings = json.loads((segmenter.dl_studio.run_dir / "settings.json").read_text())
     assert settings["settings"]["momentum"] == 0.7
