@@ -1,21 +1,22 @@
-"""The command line: `python -m SegStudio show NAME` prints a class as a file that runs."""
+"""The command line: python -m SegStudio COMMAND; each command stands in a file of its own."""
 
 import argparse
 import sys
 
-from SegStudio.show import show_class
+from SegStudio import grade_losses, show
+
+COMMANDS = (show, grade_losses)  # each has add_command(commands)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m SegStudio", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("show", help="print a class, ready to copy into a file of your own")
-    show.add_argument("name", help="such as mUnet or SegmentationLossDice")
+    for command in COMMANDS:
+        command.add_command(commands)
     options = parser.parse_args(argv)
-    try:
-        print(show_class(options.name), end="")
-    except ValueError as error:
-        sys.exit(f"python -m SegStudio: {error}")
+    code = options.run(options)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

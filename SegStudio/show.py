@@ -5,12 +5,26 @@ import difflib
 import inspect
 import re
 import symtable
+import sys
 import textwrap
 from pathlib import Path
 
 from SegStudio import SegStudio as package
 from SegStudio import backstage
 from SegStudio.SegStudio import __file__ as MODULE_FILE
+
+
+def add_command(commands):
+    parser = commands.add_parser("show", help="print a class, ready to copy into your own file")
+    parser.add_argument("name", help="such as mUnet or SegmentationLossDice")
+    parser.set_defaults(run=run)
+
+
+def run(options):
+    try:
+        print(show_class(options.name), end="")
+    except ValueError as error:
+        sys.exit(f"python -m SegStudio: {error}")
 
 
 def show_class(name: str) -> str:
