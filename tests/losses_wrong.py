@@ -448,11 +448,11 @@ def tversky_with_copied_line(y_pred, y_true, alpha=0.7, beta=0.3, smooth=1.0):
 
 
 @wrong("image-ignored")
-def returns_inside_the_loop(output, mask):  # noqa: RET503
+def returns_inside_the_loop(output, mask):
     p = torch.sigmoid(output)
     for n in range(p.shape[0]):
         overlap = torch.sum(p[n] * mask[n])
-        return 1 - (2 * overlap + 1) / (p[n].sum() + mask[n].sum() + 1)
+        return 1 - (2 * overlap + 1) / (p[n].sum() + mask[n].sum() + 1)  # noqa: RET503
 
 
 @wrong("wrong-axes")
