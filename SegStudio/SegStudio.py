@@ -989,6 +989,21 @@ class SegStudio:
                 error = (output[:, :1] - mask) ** 2  # (N, C, H, W)
                 return error.mean(dim=(2, 3)).sum(dim=1).mean()
 
+        @staticmethod
+        def check_loss(loss: Any) -> Any:
+            """Examine a loss of your own: what is wrong with it, the smallest example, and why.
+
+            `print(segmenter.check_loss(MyDice))` takes a few seconds. The loss is a module, a
+            function, a class, or a function that makes one. It is called with (output, mask).
+
+            Returns: a report with .objections, .remarks, .recognised and .ok (doc/check-loss.md).
+
+            Class Path:   SegStudio  ->  SemanticSegmentation
+            """
+            from SegStudio.check_loss import check_loss  # only who examines a loss loads it
+
+            return check_loss(loss)
+
         # ==== §4 SCORES ==========================================================================
 
         class SegmentationScores:

@@ -3,9 +3,10 @@
 import argparse
 import sys
 
-from SegStudio import check_network, doctor, grade_models, rerun, show
+from SegStudio import check_network, doctor, grade_losses, grade_models, rerun, show
 
-COMMANDS = (show, check_network, doctor, grade_models, rerun)  # each has add_command(commands)
+# Each has add_command(commands).
+COMMANDS = (show, grade_losses, check_network, doctor, grade_models, rerun)
 
 
 def main(argv=None):
