@@ -255,6 +255,7 @@ def main():
     view.draw_frame()
     view.save_film(dls.run_dir / "live.gif")
     dls.log(f"The film: {dls.run_dir / 'live.gif'}")
+    dls.log(f"Next: python Examples/explore.py {dls.run_dir}  (both networks in your browser)")
     if view.has_window:
         dls.log("Close the window to end.")
         view.figure.suptitle("Finished. Close the window to end.")

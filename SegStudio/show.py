@@ -31,19 +31,6 @@ def run(options):
         sys.exit(f"python -m SegStudio: {error}")
 
 
-def add_command(commands):
-    parser = commands.add_parser("show", help="print a class, ready to copy into your own file")
-    parser.add_argument("name", help="such as mUnet or SegmentationLossDice")
-    parser.set_defaults(run=run)
-
-
-def run(options):
-    try:
-        print(show_class(options.name), end="")
-    except ValueError as error:
-        sys.exit(f"python -m SegStudio: {error}")
-
-
 def show_class(name: str) -> str:
     """The text of a file with the class `name` at the left margin and everything that it uses.
 

@@ -102,6 +102,10 @@ def test_the_first_command_is_bounded_by_time_and_shows_the_flaw(tmp_path, run_s
     assert "three pixels in four" in done.stdout
     for color in SegStudio.PALETTE[:5]:
         assert count_pixels(run / "side_by_side.png", color) > 200
+    assert "Next: python Examples/explore.py" in done.stdout
+    segmenter = SegStudio.SemanticSegmentation(dl_studio=SegStudio(), max_num_objects=5)
+    for folder, upsampling in ((run, "dense"), (run / "strided", "strided")):
+        assert segmenter.load_run(folder).arguments["upsampling"] == upsampling
 
 
 @pytest.mark.slow
