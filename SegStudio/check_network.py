@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from SegStudio import SegStudio, backstage
+from SegStudio import SegStudio, backstage, recording
 
 Segmentation = SegStudio.SemanticSegmentation
 
@@ -652,7 +652,7 @@ class Examination:
         weights = 3 * sum(p.numel() * p.element_size() for p in parameters)
         self.report.facts.append(
             f"An iteration with {self.batch_size} images of {self.size[0]}x{self.size[1]}: "
-            f"{1000 * seconds:.0f} ms on {backstage.device_name(torch.device('cpu'))}; memory "
+            f"{1000 * seconds:.0f} ms on {recording.device_name(torch.device('cpu'))}; memory "
             f"{kept / 1e6:.0f} MB for feature maps, {weights / 1e6:.0f} MB for weights, gradients "
             f"and momentum."
         )

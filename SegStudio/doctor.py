@@ -25,7 +25,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from SegStudio import SegStudio, backstage
+from SegStudio import SegStudio, backstage, recording
 from SegStudio.check_network import measure_iteration
 
 Segmentation = SegStudio.SemanticSegmentation
@@ -70,7 +70,7 @@ def print_section(title, lines):
 def describe_computer():
     """[(what, how it is here), ...]."""
     device = SegStudio(use_gpu=True).device
-    bf16 = backstage.use_bf16("auto", device)
+    bf16 = recording.use_bf16("auto", device)
     total = memory_in_bytes()
     packages = ("torch", "torchvision", "numpy", "scikit-image", "pycocotools", "matplotlib")
     versions = ", ".join(f"{name} {version_of(name)}" for name in packages)
@@ -81,7 +81,7 @@ def describe_computer():
     yield "versions", versions
     yield "processor", f"{processor_name()}, {os.cpu_count()} cores; torch uses {threads()}"
     yield "memory", f"{total / 2**30:.0f} GiB" if total else "unknown"
-    yield "device", f"use_gpu=True trains on {backstage.device_name(device)}"
+    yield "device", f"use_gpu=True trains on {recording.device_name(device)}"
     yield (
         "bf16",
         f'{"yes" if bf16 else "no"}: precision="auto" trains in {"bf16" if bf16 else "fp32"}',
@@ -203,13 +203,13 @@ EXAMPLES = (
     Example("coco_segmentation.py", 145, {"strided": COCO}),
     Example("coco_exploding_mse.py", 115, {"coco4": 10 * 3 * 40}),
     Example("best_coco_segmentation.py", 165, 4 * 300),
-    Example("compare_losses.py, homework_page.py, predict.py", None, 5),
+    Example("compare_losses.py, explore.py, homework_page.py, predict.py", None, 5),
 )
 
 
 def describe_times():
     """Measured iterations, then a row for each example."""
-    yield f"A training iteration in fp32 on {backstage.device_name(torch.device('cpu'))}:"
+    yield f"A training iteration in fp32 on {recording.device_name(torch.device('cpu'))}:"
     seconds = {}
     for key, work in WORK.items():
         torch.manual_seed(0)

@@ -1,8 +1,12 @@
 """compare_losses.py: which runs it compares, what it says, and what it draws."""
 
+import json
+
 import matplotlib.colors
 import numpy as np
 import pytest
+from conftest import ROOT
+from PIL import Image
 from run_folders import GENERATED, example, make_run
 
 from SegStudio import SegStudio
@@ -270,3 +274,35 @@ def test_runs_without_scores_during_training_show_the_score_of_the_test(draw, ru
     iou = draw(cases).subfigs[1].axes[0]
     points = {line.get_label(): line.get_ydata().tolist() for line in iou.lines}
     assert points == {"Dice (test images)": [0.25], "MSE": [0.2]}
+
+
+# ---- the homework's own schedule, kept under doc/ -----------------------------------------------
+
+KEPT = sorted((ROOT / "doc" / "homework").iterdir())
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=[folder.name for folder in KEPT])
+def test_the_pages_numbers_are_those_of_the_kept_run(folder):
+    run = compare.read_run(folder)
+    assert run.iterations == 15000
+    assert run.training["images"] == 10000
+    ends = [row["loss"] for row in run.rows if row["iteration"] % 2500 == 0]
+    digits = 0 if ends[0] > 10 else 3
+    before, after = run.metrics["before"]["mean_iou"], run.metrics["mean_iou"]
+    cells = (
+        ", ".join(f"{loss:.{digits}f}" for loss in ends),
+        f"{before:.3f} -> {after:.3f}",
+        f"{run.metrics['mean_dice']:.3f}",
+    )
+    page = (ROOT / "doc" / "homework.md").read_text(encoding="utf-8")
+    assert f"| {' | '.join(cells)} |" in page
+    command = json.loads((folder / "settings.json").read_text())["command"]
+    assert command[0] == "Examples/reproduce_homework.py"
+
+
+def test_a_clone_draws_the_curves_of_the_homework(run_main, tmp_path):
+    assert run_main(*map(str, KEPT)) == ""
+    pictures = list((tmp_path / "runs").rglob("*.png"))
+    assert pictures
+    with Image.open(pictures[0]) as picture:
+        assert len(picture.convert("RGB").getcolors(2**20)) > 50

@@ -21,7 +21,7 @@ from SegStudio import SegStudio, backstage
 EXAMPLES = ROOT / "Examples"
 RUN_FILES = {"settings.json", "losses.csv", "metrics.json", "log.txt", "model.pt"}
 # Imported by the scripts, not run.
-HELPERS = {"side_by_side.py", "small_recipe.py", "coco_folder.py"}
+HELPERS = {"side_by_side.py", "small_recipe.py", "coco_folder.py", "export_graph.py"}
 FLAGS = {
     "--quick",
     "--epochs",
@@ -31,11 +31,14 @@ FLAGS = {
     "--run-name",
     "--seed",
     "--show",
+    "--resume",
+    "--deterministic",
 }
 OWN_FLAGS = {  # scripts that do not train take only what they use
     "predict.py": {"--model", "--results-dir", "--run-name"},
     "homework_page.py": {"--results-dir"},
     "compare_losses.py": {"--results-dir", "--run-name", "--show"},
+    "explore.py": {"--dataroot", "--out"},
 }
 SCRIPTS = sorted({path.name for path in EXAMPLES.glob("*.py")} - HELPERS)
 
@@ -319,8 +322,8 @@ def test_torch_reports_a_full_disk_in_its_own_way(tmp_path, monkeypatch):
     ids=" ".join,
 )
 def test_a_bad_flag_is_named_and_nothing_is_written(script, flags, tmp_path, monkeypatch, capsys):
-    needed = ["photo.jpg", "--model", "run"] if script == "predict.py" else []
-    code = run_here(script, tmp_path, monkeypatch, *needed, *flags)
+    needed = {"predict.py": ["photo.jpg", "--model", "run"], "explore.py": ["run"]}
+    code = run_here(script, tmp_path, monkeypatch, *needed.get(script, []), *flags)
     said = code if isinstance(code, str) else capsys.readouterr().err.strip().splitlines()[-1]
     assert code != 0
     assert flags[0] in said

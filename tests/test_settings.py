@@ -392,10 +392,11 @@ def test_a_window_opens_only_with_show(tmp_path, monkeypatch, show):
 
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(True))
+    open_before = plt.get_fignums()
     dls = SegStudio(results_dir=tmp_path, run_name="r", show=show)
     dls.display_tensor_as_image(torch.rand(3, 8, 8))
     assert len(shown) == show
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == open_before
     assert (tmp_path / "r" / "display-001.png").exists()
 
 
