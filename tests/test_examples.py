@@ -78,7 +78,7 @@ def test_an_example_leaves_data_and_runs_alone(script, flags, tmp_path, run_scri
     done = run_script(tmp_path, EXAMPLES / script, *flags)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} - {".cache"} == {"data", "runs"}
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (tmp_path / "runs").glob("[!.]*")
     assert run.stem == script.removesuffix(".py")
     assert {path.name for path in run.rglob("*")} >= RUN_FILES  # the ablation has a folder each
     assert not list(tmp_path.rglob("*.part"))
@@ -124,7 +124,7 @@ def test_without_quick_the_settings_are_the_homeworks(script, loss, tmp_path, ru
     draw_archives(tmp_path)
     done = run_script(tmp_path, EXAMPLES / script, "--train-images", "8", "--epochs", "1")
     assert done.returncode == 0, done.stderr
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (tmp_path / "runs").glob("[!.]*")
     facts = json.loads((run / "settings.json").read_text())
     assert facts["network"]["arguments"]["depth"] == 16
     assert facts["network"]["arguments"]["upsampling"] == "strided"
