@@ -96,7 +96,8 @@ class SegStudio:
 
     # Defaults on the class: a student's subclass may skip this __init__.
     seed = run_name = path_saved_model = _run_dir = None
-    _whole = _earlier_files = None  # of a part of a run: the run; files of an earlier process
+    _whole = _earlier_files = None  # of a part of a run: the run; what an earlier process left
+    _parts = ()
     num_workers = _trainings = _displayed = 0
     results_dir, show = "runs", False
 
@@ -167,14 +168,15 @@ class SegStudio:
             )
             if processes.is_main() and self._whole is None:
                 backstage.lock_run_dir(self._run_dir, self)
-            self._earlier_files = backstage.files_in(self._run_dir)
+            self._earlier_files = backstage.content_of(self._run_dir)
         return self._run_dir
 
     def part_of_run(self, name: str) -> "SegStudio":
         """The same settings with a folder of their own, `name`, inside this run's folder."""
         part = copy.copy(self)
         part.results_dir, part.run_name = self.run_dir, name
-        part._whole, part._run_dir, part._trainings = self, None, 0
+        part._whole, part._run_dir, part._trainings, part._parts = self, None, 0, ()
+        self._parts += (name,)
         return part
 
     def log(self, text: str = "") -> None:
@@ -1451,7 +1453,8 @@ class SegStudio:
                         replica, batches, criterion, optimizer, recorder, scheduler=scheduler,
                         augment=augment, clip_grad_norm=clip_grad_norm, bf16=bf16,
                     )  # fmt: skip
-            self.save_model(net)
+            if not recorder.complete:  # else this training was finished before
+                self.save_model(net)
             recorder.end(facts)
             self.save_loss_figure(recorder.history)
             return recorder.history

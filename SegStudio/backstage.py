@@ -188,43 +188,45 @@ def lock_run_dir(folder, owner):
     weakref.finalize(owner, lock.release)  # the file is closed with the last owner
 
 
+def free_name(folder):
+    """The first of NAME_before_1, NAME_before_2, ... that is not there yet."""
+    names = (folder.with_name(f"{folder.name}_before_{k}") for k in itertools.count(1))
+    return next(path for path in names if not path.exists())
+
+
 def move_aside(folder):
-    """Rename a run's folder to the first free name of NAME_before_1, NAME_before_2, ..."""
-    aside = next(
-        path
-        for path in (folder.with_name(f"{folder.name}_before_{k}") for k in itertools.count(1))
-        if not path.exists()
-    )
+    """Rename a run's folder to NAME_before_1, or the next free number; returns the new path."""
+    aside = free_name(folder)
     change_file(folder, lambda: folder.rename(aside))
     return aside
 
 
 def move_earlier_run_aside(dls):
-    """Move the files that an earlier process left in the run's folder to NAME_before_1.
+    """Move what an earlier process left in the run's folder to NAME_before_1.
 
-    A new training neither continues nor overwrites them. What this process has written to log.txt
-    already stays.
+    A new training neither continues nor overwrites it. What this process has written stays: its
+    lines of log.txt, its own files, the parts of the run that it has begun.
     """
     folder = dls.run_dir
     earlier, dls._earlier_files = dls._earlier_files, None
+    earlier = {name: size for name, size in (earlier or {}).items() if name not in dls._parts}
     if not earlier:
         return
-    log, length = folder / "log.txt", earlier.pop("log.txt", 0)
-    new_lines = log.read_bytes()[length:] if log.exists() else b""
-    aside = move_aside(folder)
-    folder.mkdir()
-    for path in aside.iterdir():  # what this process has written already
-        if path.is_file() and path.name not in {*earlier, "log.txt"}:
-            path.rename(folder / path.name)
+    aside = free_name(folder)
+    aside.mkdir()
+    length = earlier.pop("log.txt", 0)
     if length:
-        (aside / "log.txt").write_bytes((aside / "log.txt").read_bytes()[:length])
-    (folder / "log.txt").write_bytes(new_lines)
+        content = (folder / "log.txt").read_bytes()
+        (aside / "log.txt").write_bytes(content[:length])
+        (folder / "log.txt").write_bytes(content[length:])
+    for name in earlier:
+        change_file(folder / name, functools.partial((folder / name).rename, aside / name))
     dls.log(f"The earlier run in {folder} is now in {aside}")
 
 
-def files_in(folder):
-    """{name: size in bytes} of the files in a folder."""
-    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+def content_of(folder):
+    """{name: size in bytes} of the files and folders in a folder."""
+    return {path.name: path.stat().st_size for path in folder.iterdir()}
 
 
 # ---- to continue or to repeat a run -------------------------------------------------------------
@@ -266,8 +268,10 @@ def how_to_go_on(dls):
     """The sentence that says how to continue the run of a script."""
     while dls._whole is not None:
         dls = dls._whole
-    results = Path(dls.results_dir).expanduser()
-    name = dls.run_dir.relative_to(results) if processes.is_main() else dls.run_name
+    name = dls.run_name
+    if processes.is_main():  # perhaps it found its name itself
+        results = Path(dls.results_dir).expanduser()
+        name = dls.run_dir.absolute().relative_to(results.absolute())
     if not EXAMPLE:
         return f'To go on, run the script again with run_name="{name}" and resume=True.'
     words, skip = ["python", sys.argv[0]], False

@@ -201,9 +201,7 @@ class Examination:
 
     def gradient(self, q, bits, sharpness=6.0):
         reading = self.reading
-        return self.loss.gradient(
-            reading.output(q, sharpness), reading.mask(bits), reading.swapped
-        )
+        return self.loss.gradient(reading.output(q, sharpness), reading.mask(bits), reading.swapped)
 
     def batch(self, seed=0, shape=None, low=0.2, high=0.8):
         """A random prediction and mask."""
@@ -1018,9 +1016,7 @@ class Examination:
         for name, dtype in (("float64", torch.float64), ("bf16 under autocast", torch.bfloat16)):
             lower = dtype == torch.bfloat16
             m = mask if lower or not mask.is_floating_point() else mask.to(dtype)
-            context = (
-                torch.autocast("cpu", dtype=dtype) if lower else contextlib.nullcontext()
-            )
+            context = torch.autocast("cpu", dtype=dtype) if lower else contextlib.nullcontext()
             try:
                 with context:
                     other = self.loss.value(output.to(dtype), m, self.reading.swapped)

@@ -4,9 +4,12 @@ A training can stop after any batch and go on in another process with the next o
 knows the order of the images and all random numbers: see TrainingBatches.
 """
 
+import multiprocessing
 import numbers
+import os
 import random
 import signal
+import threading
 
 import numpy as np
 import torch
@@ -50,6 +53,7 @@ def loader_arguments(dls):
         "num_workers": dls.num_workers,
         "persistent_workers": dls.num_workers > 0,  # started once, not in every epoch
         "pin_memory": dls.device.type == "cuda",  # copied to the GPU faster
+        "worker_init_fn": StartWorker(None) if dls.num_workers else None,
     }
 
 
@@ -200,7 +204,10 @@ class TrainingBatches:
             self.plan = BatchPlan(self)
             settings = loading_settings(loader)
             if loader.num_workers:
-                settings["worker_init_fn"] = StartWorker(loader.worker_init_fn)
+                start = loader.worker_init_fn
+                settings["worker_init_fn"] = (
+                    start if isinstance(start, StartWorker) else StartWorker(start)
+                )
             # DataLoader draws a number for its workers in each epoch. With a seed it must not
             # come from the generators of the training.
             generator = loader.generator if seed is None else torch.Generator().manual_seed(0)
@@ -333,12 +340,22 @@ class BatchesOfItems(Dataset):
 
 
 class StartWorker:
-    """What a worker does first: leave Ctrl-C to the main process, which finishes its step."""
+    """What a worker does first: leave Ctrl-C to the main process, which finishes its step.
+
+    It also watches that process. torch's own watch does not notice its death if workers are
+    started by a forkserver, as Python does from 3.14 on: they would stay for ever.
+    """
 
     def __init__(self, then):
         self.then = then
 
     def __call__(self, number):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=self.end_with_parent, daemon=True).start()
         if self.then is not None:
             self.then(number)
+
+    @staticmethod
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)

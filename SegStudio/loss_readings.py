@@ -364,5 +364,3 @@ def describe(shape):
     images = "1 image" if n == 1 else f"{n} images"
     channels = "1 channel" if c == 1 else f"{c} channels"
     return f"{images}, {channels}, {h}x{w} pixels"
-
-

@@ -241,7 +241,7 @@ def test_the_readme_says_which_flags_the_examples_take():
     others, _, flags = intro.partition(" take\n")
     timed = flags.partition("refuse `--epochs`:")[2].partition(". ")[0]
     flags = re.findall(r"--[\w-]+", flags.partition(". ")[0])
-    assert len(flags) == 8
+    assert len(flags) == 10
     scripts = set(re.findall(r"`(\w+\.py)", table))
     named = set(re.findall(r"`(\w+\.py)`", others))
     for script in scripts:

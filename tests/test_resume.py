@@ -283,6 +283,24 @@ def test_a_new_training_moves_an_earlier_run_aside(tmp_path, whole):
     assert log.count("Finished Training") == 1
 
 
+def test_parts_of_a_new_run_stay_when_the_earlier_run_moves_aside(tmp_path):
+    for seed in (1, 2):  # as a script that is started twice
+        segmenter = resumable.experiment(tmp_path, "run", seed=seed, epochs=1)
+        for each in (segmenter.part_of_run("strided"), segmenter):
+            net = segmenter.mUnet(depth=4, width=4)
+            each.run_code_for_training_for_semantic_segmentation(net)
+            each.dl_studio.write_json("seed.json", seed)
+    folders = {
+        tmp_path / "run": 2,
+        tmp_path / "run" / "strided": 2,
+        tmp_path / "run_before_1": 1,
+        tmp_path / "run" / "strided_before_1": 1,
+    }
+    for folder, seed in folders.items():
+        assert json.loads((folder / "seed.json").read_text()) == seed
+        assert json.loads((folder / "settings.json").read_text())["settings"]["seed"] == seed
+
+
 def test_after_a_nan_the_same_run_with_a_smaller_learning_rate_works(tmp_path):
     with pytest.raises(FloatingPointError, match="learning rate ten times smaller"):
         resumable.run(tmp_path, "run", rate=1e30)
