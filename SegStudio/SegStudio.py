@@ -1002,9 +1002,7 @@ class SegStudio:
 
             Class Path:   SegStudio  ->  SemanticSegmentation
             """
-            from SegStudio.check_loss import check_loss  # only who examines a loss loads it
-
-            return check_loss(loss)
+            return backstage.tool("check_loss").check_loss(loss)
 
         # ==== §4 SCORES ==========================================================================
 

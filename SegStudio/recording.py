@@ -346,6 +346,7 @@ class TrainingRecorder:
         self.finite = {name for name, value in state if torch.isfinite(value).all()}
         self.scheduler = None
         self.interruption = Interruption()
+        self.stopping = False  # all processes stop after this step
         self.history = TrainingHistory(loss_name(criterion))
         self.complete = False  # a training to continue that is finished already
         self.epochs_done = 0
@@ -409,7 +410,8 @@ class TrainingRecorder:
                 if self.history.iterations == self.epoch_start:
                     self.refuse_empty_loader()
                 self.end_epoch()
-            if self.interruption.noted:
+            self.agree()
+            if self.stopping:
                 self.stop()
 
     def end_epoch(self):
@@ -436,7 +438,12 @@ class TrainingRecorder:
         self.count += 1
         self.history.iterations += 1
         self.history.seconds = time.perf_counter() - self.clock
-        self.agree_on_the_end()
+        self.agree()
+        if self.max_seconds:
+            fraction = self.history.seconds / self.max_seconds
+            if self.replayed is not None:
+                fraction = self.replayed[self.history.iterations - 1]
+            self.fractions.append(fraction)
         self.output, self.masks = output.detach(), masks
         for name, value in getattr(self.criterion, "latest_terms", {}).items():
             self.terms[name] += torch.as_tensor(value).detach() * self.batches.weight
@@ -459,24 +466,21 @@ class TrainingRecorder:
                 names = ("mean_iou", "mean_dice", "pixel_accuracy", "boundary_iou")
                 self.history.add(**{name: scores[name] for name in names})
                 self.save_history()
-        if self.interruption.noted:
+        if self.stopping:
             self.stop()
         if reported or time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS:
             with self.off_the_clock():
                 self.save_checkpoint()
 
-    def agree_on_the_end(self):
-        """With several processes: the same time and the same interruption in all of them."""
-        # On a GPU this is a wait, so it happens every 20 steps there.
-        if processes.world_size() > 1 and (self.losses.is_cpu or self.history.iterations % 20 == 0):
-            values = [self.history.seconds, float(self.interruption.noted)]
-            self.history.seconds, noted = processes.reduce(values, "max")
-            self.interruption.noted = noted > 0
-        if self.max_seconds:
-            fraction = self.history.seconds / self.max_seconds
-            if self.replayed is not None:
-                fraction = self.replayed[self.history.iterations - 1]
-            self.fractions.append(fraction)
+    def agree(self):
+        """The same time, and the same answer to "stop now?", in all processes.
+
+        A signal may reach them in different steps. One that stopped alone, or saw the time limit
+        alone, would leave the others waiting for its gradients.
+        """
+        values = [self.history.seconds, float(self.interruption.noted)]
+        self.history.seconds, noted = processes.reduce(values, "max")
+        self.stopping = noted > 0
 
     def stop(self):
         """Write a checkpoint and end the script, after Ctrl-C or SIGTERM."""

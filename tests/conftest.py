@@ -52,6 +52,15 @@ class TinyShapes(Dataset):
         return {"image": image, "mask_tensor": mask, "bbox_tensor": boxes}
 
 
+class Numbered(TinyShapes):
+    """Each image holds its own number, so a batch tells which images it has."""
+
+    def __getitem__(self, idx):
+        item = super().__getitem__(idx)
+        item["image"] = torch.full_like(item["image"], float(idx))
+        return item
+
+
 @pytest.fixture(scope="session")
 def tiny_shapes():
     """The class of the tiny data set."""

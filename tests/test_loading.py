@@ -2,17 +2,10 @@
 
 import pytest
 import torch
-from conftest import TinyShapes
+from conftest import Numbered
 from torch.utils.data import DataLoader
 
 from SegStudio import loading, processes
-
-
-class Numbered(TinyShapes):
-    def __getitem__(self, idx):
-        item = super().__getitem__(idx)
-        item["image"] = torch.full_like(item["image"], float(idx))
-        return item
 
 
 def shares_of(loader, rank, world_size, monkeypatch):

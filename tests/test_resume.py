@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import resumable
 import torch
-from conftest import ROOT, TinyShapes
+from conftest import ROOT, Numbered, TinyShapes
 from torch import nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
@@ -136,13 +136,6 @@ def order_of(batches, epochs=2):
         batches.begin(epoch)
         found.append([batch["image"][:, 0, 0, 0].tolist() for batch in batches])
     return found
-
-
-class Numbered(TinyShapes):
-    def __getitem__(self, idx):
-        item = super().__getitem__(idx)
-        item["image"] = torch.full_like(item["image"], float(idx))
-        return item
 
 
 def loader_of(kind, data):
