@@ -5,6 +5,7 @@ import io
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from test_docs import SCRIPT, anchors, without_code
 from test_examples import draw_archives
 
-from SegStudio import SegStudio
+from SegStudio import SegStudio, recording
 
 NOTEBOOK = ROOT / "Examples" / "semantic_segmentation.ipynb"
 Segmentation = SegStudio.SemanticSegmentation
@@ -87,6 +88,17 @@ def test_the_dices_by_hand_are_those_of_the_losses():
         )
 
 
+def test_on_a_t4_auto_means_fp32(monkeypatch):
+    """It has no bf16 in hardware, but torch can emulate it, which is slow."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    t4 = SimpleNamespace(major=7, minor=5)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: t4)
+    assert torch.cuda.is_bf16_supported(), "torch counts emulation"
+    assert not recording.use_bf16("auto", torch.device("cuda"))
+
+
 # ---- the cell that installs ---------------------------------------------------------------------
 
 
@@ -132,7 +144,7 @@ def test_without_an_address_it_says_what_to_do(install, tmp_path):
 # ---- executed -----------------------------------------------------------------------------------
 
 SMALLER = {
-    "TRAINING_SECONDS = 60": "TRAINING_SECONDS = 1",
+    "TRAINING_SECONDS = 90": "TRAINING_SECONDS = 0.5",
     "TRAIN_IMAGES = 2000": "TRAIN_IMAGES = 24",
     "TEST_IMAGES = 200": "TEST_IMAGES = 24",
 }
@@ -191,6 +203,10 @@ ANSWERS = {  # (answer, what the check says), added after the last cell
             "def my_iou_loss(output, mask):\n    return (torch.sigmoid(output) * mask).mean()",
             "Exercise 3: not right yet.",
         ),
+        (
+            "def my_iou_loss(output, mask):\n    return (output * mask).sum(dim=(2, 3))",
+            "Exercise 3: not right yet. The loss is (1, 1), it should be one number.",
+        ),
     ],
 }
 
@@ -221,6 +237,7 @@ def test_it_runs_from_the_first_to_the_last_cell(tmp_path, monkeypatch):
     draw_archives(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name in ("XDG_CACHE_HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
+        (tmp_path / ".cache" / name).mkdir(parents=True)
         monkeypatch.setenv(name, str(tmp_path / ".cache" / name))
     notebook = read_notebook()
     named = {cell.id: cell for cell in notebook.cells}
