@@ -236,7 +236,7 @@ def pictures(cell):
 def test_it_runs_from_the_first_to_the_last_cell(tmp_path, monkeypatch):
     draw_archives(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for name in ("XDG_CACHE_HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
         (tmp_path / ".cache" / name).mkdir(parents=True)
         monkeypatch.setenv(name, str(tmp_path / ".cache" / name))
     notebook = read_notebook()
