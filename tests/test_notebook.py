@@ -259,7 +259,8 @@ def test_it_runs_from_the_first_to_the_last_cell(tmp_path, monkeypatch):
         assert len(shown) == number, name
         for picture in shown:
             assert picture.shape[1] > 300, name
-            assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20, f"{name} is blank"
+            colors = Image.fromarray(picture).getcolors(picture.size)
+            assert len(colors) > 20, f"{name} is blank"
             assert (picture < 250).any(axis=2).mean() > 0.05, f"{name} is blank"
     with_pictures = {cell.id for cell in named.values() if "outputs" in cell and pictures(cell)}
     assert with_pictures == PICTURES.keys()
