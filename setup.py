@@ -32,7 +32,15 @@ setup(
         "platformdirs>=4",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.6",
+            # A test executes Examples/semantic_segmentation.ipynb.
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "ipykernel>=6.29",
+        ],
         "docs": ["mkdocs>=1.6"],
         "bench": [
             "DLStudio==2.3.6",
