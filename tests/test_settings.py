@@ -335,6 +335,7 @@ def fake_ipython(monkeypatch, shell):
     display.Image = lambda filename: ("image", Path(filename))
     ipython = types.ModuleType("IPython")
     ipython.get_ipython = lambda: shell
+    ipython.version_info = (9, 0)  # matplotlib asks for it
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     return shown
