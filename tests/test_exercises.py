@@ -215,11 +215,9 @@ def test_the_command_works_from_any_folder(tmp_path, run_script):
     [
         ("import time\nwhile True: time.sleep(1)\n", 1, "it was stopped after 3 seconds"),
         ("import os\nos._exit(7)\n", 1, "ended with exit code 7"),
-        ("def balanced_scales(output, mask):\n    pass\n", 2, "did you mean balanced_scales?"),
         ("print('hello')\ndef balanced_scale(output, mask): return None\n", 1, "  hello\n"),
-        ("def balanced_scale(:\n", 2, "It cannot be loaded: line 1: "),
     ],
-    ids=["endless", "exit", "no such name", "prints", "syntax"],
+    ids=["endless", "exit", "prints"],
 )
 def test_a_file_that_misbehaves_ends_in_one_sentence(
     text, code, printed, tmp_path, monkeypatch, capsys
@@ -228,6 +226,30 @@ def test_a_file_that_misbehaves_ends_in_one_sentence(
     path.write_text(text, encoding="utf-8")
     assert command(monkeypatch, 4, path, "--limit", 3) == code
     assert printed in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("def balanced_scales(output, mask):\n    pass\n", "did you mean balanced_scales?"),
+        ("def balanced_scale(:\n", "line 1: "),
+        ("\nimport nothing_of_this_name\n", "line 2: ModuleNotFoundError: "),
+    ],
+    ids=["no such name", "syntax", "import"],
+)
+def test_a_file_that_cannot_be_loaded_is_told_why(text, problem, check, tmp_path, capsys):
+    path = tmp_path / "my_4.py"
+    path.write_text(text, encoding="utf-8")
+    found = check(4, path)
+    assert problem in found["problem"]
+    assert check_exercise.show({**found, "printed": ""}, "doc/losses.md") == 2
+    assert f"It cannot be loaded: {found['problem']}" in capsys.readouterr().out
+
+
+def test_an_error_in_an_answer_has_its_line(check, changed):
+    path = changed(4, ("norms.append(gradient.norm())", "norms.append(gradients.norm())"))
+    found = check(4, path)
+    assert re.fullmatch(r"line \d+: NameError: name 'gradients' .*", found["wrong"])
 
 
 def test_what_cannot_be_checked_is_said(tmp_path, monkeypatch, capsys):
