@@ -168,7 +168,7 @@ def balance(output, mask):
 def check_4(answer, _):
     balanced_scale = answer("balanced_scale")
     generator = torch.Generator().manual_seed(0)
-    for name, noise in (("an untrained network", 1.0), ("a trained network", 0.1)):
+    for name, noise in (("a random output", 1.0), ("an output near the mask", 0.1)):
         _, masks = drawn_shapes(4, seed=1)
         masks = masks.float()
         output = (1 - noise) * masks + 60 * noise * torch.randn(masks.shape, generator=generator)
@@ -193,13 +193,13 @@ def check_4(answer, _):
                 if abs(found - value) < 0.01 * abs(value)
             )
             raise Wrong(
-                f"for an output like that of {name}, balanced_scale is {found:.4g}, but it must be "
+                f"for {name}, balanced_scale is {found:.4g}, but it must be "
                 f"{expected:.4g}{mistake}",
                 f"MSE  {mse:.4g}, norm of its gradient at the output {ours:.4g}\n"
                 f"Dice {dice:.4g}, norm of its gradient at the output {theirs:.4g}\n"
                 f"norm of {found:.4g} times Dice's gradient: {abs(found) * theirs:.4g}",
             )
-        yield f"for an output like that of {name} both terms pull equally at {expected:.4g}"
+        yield f"for {name} both terms pull equally at {expected:.4g}"
 
 
 # ---- exercise 5: which single-instance rule? ----------------------------------------------------
@@ -562,7 +562,9 @@ def number_of(value, name):
 
 def tensor_of(value, name, shape):
     if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape:
-        kind = f"one of {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value)
+        kind = type(value).__name__
+        if isinstance(value, torch.Tensor):
+            kind = f"one of shape {tuple(value.shape)}"
         raise Wrong(f"{name} must return a tensor of shape {shape}, not {kind}")
     return value
 
@@ -721,4 +723,4 @@ def show(found, page):
 
 
 if __name__ == "__main__":
-    main()
+    SegStudio.run_example(main)

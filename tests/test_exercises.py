@@ -1,5 +1,6 @@
 """The exercises: solutions pass, start files do not, and wrong answers are told why."""
 
+import csv
 import re
 import sys
 from pathlib import Path
@@ -283,3 +284,11 @@ def test_the_page_has_every_exercise_with_its_file_and_its_command():
         ):
             assert part in text, f"exercise {number}: {part}"
         assert solution(int(number)).is_file()
+
+
+def test_the_page_has_the_balanced_scales_of_the_homeworks_run():
+    with (ROOT / "doc" / "homework" / "combined_200" / "losses.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    scales = [200 * float(row["grad_norm_mse"]) / float(row["grad_norm_dice"]) for row in rows]
+    words = " ".join(PAGE.split())
+    assert f"between {min(scales):.0f} and {max(scales):.0f} in the {len(rows)} rows" in words
