@@ -39,6 +39,7 @@ OWN_FLAGS = {  # scripts that do not train take only what they use
     "homework_page.py": {"--results-dir"},
     "compare_losses.py": {"--results-dir", "--run-name", "--show"},
     "explore.py": {"--dataroot", "--out"},
+    "check_exercise.py": set(),
 }
 SCRIPTS = sorted({path.name for path in EXAMPLES.glob("*.py")} - HELPERS)
 
@@ -322,7 +323,11 @@ def test_torch_reports_a_full_disk_in_its_own_way(tmp_path, monkeypatch):
     ids=" ".join,
 )
 def test_a_bad_flag_is_named_and_nothing_is_written(script, flags, tmp_path, monkeypatch, capsys):
-    needed = {"predict.py": ["photo.jpg", "--model", "run"], "explore.py": ["run"]}
+    needed = {
+        "predict.py": ["photo.jpg", "--model", "run"],
+        "explore.py": ["run"],
+        "check_exercise.py": ["1", "my_1.py"],
+    }
     code = run_here(script, tmp_path, monkeypatch, *needed.get(script, []), *flags)
     said = code if isinstance(code, str) else capsys.readouterr().err.strip().splitlines()[-1]
     assert code != 0
