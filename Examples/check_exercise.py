@@ -13,13 +13,9 @@ sandbox: the code can read and write files. Check strangers' files in a containe
 import argparse
 import contextlib
 import copy
-import difflib
 import io
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -28,7 +24,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from SegStudio import SegStudio, backstage, grade_losses
+from SegStudio import SegStudio, backstage, students_code
 from SegStudio.check_loss import Examination
 from SegStudio.check_network import check_network
 
@@ -584,76 +580,48 @@ EXERCISES = {
 
 def run_apart(number, path, train_seconds, seconds, memory):
     """examine() in a process of its own, with limits; also returns what the file printed."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        result, work = Path(folder, "result.json"), Path(folder, "work")
-        work.mkdir()
-        package = Path(grade_losses.__file__).resolve().parents[1]
-        paths = [HERE, HERE.parent / "Datasets", package, os.environ.get("PYTHONPATH", "")]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(str(path) for path in paths if str(path)),
-            "PYTHONIOENCODING": "utf-8",
-            "MPLBACKEND": "Agg",
-            "CUDA_VISIBLE_DEVICES": "",  # the same result on every computer
-        }
-        arguments = [str(number), str(path), str(train_seconds), str(result), str(memory)]
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from check_exercise import child; child()", *arguments],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            cwd=work, env=environment, start_new_session=True,
-        )  # fmt: skip
-        printed, ending = grade_losses.watch(process, Path(folder, "started"), seconds)
-        found = {"right": []}
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads(result.read_text(encoding="utf-8"))
-        if ending == "time":
-            found["wrong"] = f"it was stopped after {seconds:g} seconds: look for an endless loop"
-        elif ending == "flood":
-            found["wrong"] = "it prints without end"
-        elif not found.keys() & {"done", "wrong", "problem"}:
-            found["wrong"] = f"the process ended with exit code {process.returncode}, no result"
-        return {**found, "printed": printed}
+    ending = students_code.run_limited(
+        "check_exercise:examine",
+        [str(path), number, train_seconds],
+        seconds,
+        memory,
+        folders=[HERE, HERE.parent / "Datasets"],
+    )
+    found = {"right": []}
+    if ending.how == "answer":
+        found = ending.answer
+    elif ending.how == "not loaded":
+        found["problem"] = ending.text
+    elif ending.how == "time":
+        found["wrong"] = f"{ending.text}: look for an endless loop"
+    else:
+        found["wrong"] = "it prints without end" if ending.how == "flood" else ending.text
+    return {**found, "printed": ending.printed}
 
 
-def child():
-    """In the answer's process; sys.argv has the arguments of examine() and two of run_apart()."""
-    number, path, train_seconds, result, memory = sys.argv[1:6]
-    sys.argv = [path]
-    grade_losses.limit_memory(float(memory))
-    Path(result).with_name("started").touch()
-    found = examine(int(number), Path(path), float(train_seconds))
-    part = Path(f"{result}.part")
-    part.write_text(json.dumps(found), encoding="utf-8")
-    part.replace(result)
-    sys.stdout.flush()
-    os._exit(0)  # threads that the file left behind do not count
+def examine(path, number, train_seconds):
+    """Load and check an answer: a dict of right, a list, and wrong and example, if it is wrong.
 
+    Errors: students_code.NotLoaded.
+    """
+    path = Path(path)
+    module = students_code.load(path)
 
-def examine(number, path, train_seconds):
-    """Load and check an answer: a dict of right, a list, and done, problem or wrong, example."""
+    def answer(name):
+        return students_code.find(module, name, path)
+
     found = {"right": []}
     try:
-        module = grade_losses.load(path)
-
-        def answer(name):
-            if not hasattr(module, name):
-                own = [key for key in vars(module) if not key.startswith("_")]
-                near = difflib.get_close_matches(name, own, n=1)
-                hint = f": did you mean {near[0]}?" if near else ""
-                raise grade_losses.NotLoaded(f"{path.name} has no {name}{hint}")
-            return getattr(module, name)
-
         for text in EXERCISES[number][1](answer, train_seconds):
             found["right"].append(text)
-        found["done"] = True
-    except grade_losses.NotLoaded as error:
-        found["problem"] = str(error)
+    except students_code.NotLoaded:
+        raise
     except Wrong as error:
         found |= {"wrong": str(error), "example": error.example}
     except SystemExit as error:
         found["wrong"] = f"it calls sys.exit({error.code!r})"
     except MemoryError:
-        grade_losses.limit_memory(None)  # what follows needs a little
+        students_code.limit_memory(None)  # what follows needs a little
         found["wrong"] = "it needs more memory than the limit"
     except Exception as error:
         found["wrong"] = in_words(error, path)

@@ -55,7 +55,7 @@ class Ending:
     seconds: float = 0.0
 
 
-def run_limited(function, arguments, seconds, memory):
+def run_limited(function, arguments, seconds, memory, folders=()):
     """Call a function in another process.
 
     Args:
@@ -63,6 +63,7 @@ def run_limited(function, arguments, seconds, memory):
         arguments: list.
         seconds: limit of time, counted from the moment when the function begins.
         memory: GiB beyond what the libraries take (Linux only).
+        folders: where further modules are imported from.
 
     Returns: Ending.
     """
@@ -70,8 +71,8 @@ def run_limited(function, arguments, seconds, memory):
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         result, work = Path(folder, "result.json"), Path(folder, "work")
         work.mkdir()
-        package = str(Path(__file__).resolve().parents[1])
-        paths = [package, os.environ.get("PYTHONPATH", "")]
+        package = Path(__file__).resolve().parents[1]
+        paths = [*map(str, folders), str(package), os.environ.get("PYTHONPATH", "")]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -204,20 +205,29 @@ def load_thing(path, name):
     Errors: NotLoaded.
     """
     expression, arguments = split_name(name)
-    thing = module = load(path)
-    for part in expression.split("."):
-        if not hasattr(thing, part):
-            own = [key for key in vars(module) if not key.startswith("_")]
-            near = difflib.get_close_matches(part, own, n=1)
-            hint = f": did you mean {near[0]}?" if near else ""
-            raise NotLoaded(f"{path.name} has no {expression}{hint}")
-        thing = getattr(thing, part)
+    thing = find(load(path), expression, path)
     if arguments is None:
         return thing
     try:
         return thing(*arguments[0], **arguments[1])
     except Exception as error:
         raise NotLoaded(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def find(module, name, path):
+    """The attribute of a module that a dotted name names.
+
+    Errors: NotLoaded.
+    """
+    thing = module
+    for part in name.split("."):
+        if not hasattr(thing, part):
+            own = [key for key in vars(module) if not key.startswith("_")]
+            near = difflib.get_close_matches(part, own, n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            raise NotLoaded(f"{path.name} has no {name}{hint}")
+        thing = getattr(thing, part)
+    return thing
 
 
 def split_name(name):

@@ -26,7 +26,7 @@ def check(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(number, path, train_seconds=1):
-        return check_exercise.examine(number, Path(path), train_seconds)
+        return check_exercise.examine(path, number, train_seconds)
 
     return run
 
