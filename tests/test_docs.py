@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_examples import draw_archives
 
@@ -127,7 +128,10 @@ def test_commands_use_flags_that_the_script_knows(script):
 # ---- snippets -----------------------------------------------------------------------------------
 
 
-@each_page([ROOT / "doc" / "masks.md", ROOT / "doc" / "scores.md"])
+PAGES_OF_SNIPPETS = [ROOT / "doc" / "masks.md", ROOT / "doc" / "scores.md"]
+
+
+@each_page(PAGES_OF_SNIPPETS)
 def test_snippets_give_what_the_page_shows(page, tmp_path, monkeypatch):
     (tmp_path / "Datasets").mkdir()
     for archive in (ROOT / "Datasets").glob("*.gz"):
@@ -337,6 +341,19 @@ def test_your_own_network_trains_to_the_end_and_loads_again(tmp_path, run_script
     assert "coverage: 1.0\n" in printed
     assert "BCE+Dice loss: " in printed
     assert printed.endswith("loaded\n")
+
+
+@pytest.mark.slow
+def test_the_report_of_check_loss_in_python(capsys):
+    class MyDice(torch.nn.Module):
+        def forward(self, output, mask):
+            return 1 - (output * mask).sum() / ((output**2).sum() + (mask**2).sum() + 1e-6)
+
+    (code,) = blocks("doc/check-loss.md")
+    exec(code, {"MyDice": MyDice})
+    printed = capsys.readouterr().out
+    assert "OBJECTION: missing-factor-two" in printed
+    assert "missing-factor-two" in printed.splitlines()[-1]
 
 
 @pytest.mark.slow
