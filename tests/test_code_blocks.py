@@ -37,7 +37,7 @@ FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\S*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$", re.S | re.M
 )
 INDENTED = re.compile(r"(?<=\n\n)(?P<text>(?: {4}.*\n)(?:(?: {4}.*)?\n)*)")
-MARK = re.compile(r"<!-- (run|long): (.+?) -->\s*\Z", re.S)
+MARK = re.compile(r"<!-- (run|long): ((?:(?!-->).)+) -->\s*\Z", re.S)
 TEST = re.compile(r"tests/\w+\.py::\w+")
 
 

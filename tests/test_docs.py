@@ -408,3 +408,34 @@ def test_the_version_is_the_same_everywhere():
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"\nversion: {__version__}\n" in citation
     assert re.search(r"^## (\d\S*)", changelog, re.MULTILINE).group(1) == __version__
+
+
+# ---- spelling -----------------------------------------------------------------------------------
+
+# Words that codespell takes for mistakes: names of axes in einsum.
+RIGHT_WORDS = ("thw",)
+
+
+def test_the_words_are_spelled_right():
+    """codespell knows frequent mistakes; it reads pages, docstrings and comments."""
+    places = [*PAGES, ROOT / "SegStudio", ROOT / "Examples", ROOT / "Datasets", ROOT / "doc"]
+    ignored = ["--ignore-words-list", ",".join(RIGHT_WORDS), "--skip", "*.js,*.json,*.csv,*.css"]
+    done = subprocess.run(
+        [sys.executable, "-m", "codespell_lib", *ignored, *map(str, places)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_codespell_finds_a_mistake(tmp_path):
+    (tmp_path / "page.md").write_text("The netwrok is recieved.\n")
+    command = [sys.executable, "-m", "codespell_lib", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 65
+    assert "recieved ==> received" in done.stdout
+
+
+def test_the_tests_that_a_page_names_exist():
+    for page in PAGES:
+        for path in re.findall(r"`(tests/[\w/]+(?:\.py)?)`", page.read_text(encoding="utf-8")):
+            assert "NAME" in path or (ROOT / path).exists(), f"{page.name}: {path}"
