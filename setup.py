@@ -35,7 +35,16 @@ setup(
         "platformdirs>=4",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "codespell>=2.3", *DOCS],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "codespell>=2.3",
+            # A test executes Examples/semantic_segmentation.ipynb.
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "ipykernel>=6.29",
+            *DOCS,
+        ],
         "docs": DOCS,
         "bench": [
             "DLStudio==2.3.6",

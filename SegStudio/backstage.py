@@ -1293,17 +1293,29 @@ def read_state_dict(path, net):
     return state
 
 
-def read_network_settings(run):
-    """(class name, arguments) of the network of a run's folder, from its settings.json."""
+def read_settings(run):
+    """The content of settings.json in a run's folder.
+
+    Errors: FileNotFoundError if it has none, ValueError for a damaged file.
+    """
+    path = run / "settings.json"
     try:
-        settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
-        return settings["network"]["class"], settings["network"]["arguments"]
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"{run.absolute()} is not the folder of a run: it has no settings.json. Give the "
             f"folder that an example wrote, such as runs/semantic_segmentation"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from None
+
+
+def read_network_settings(run):
+    """(class name, arguments) of the network of a run's folder."""
+    settings = read_settings(run)
+    try:
+        return settings["network"]["class"], settings["network"]["arguments"]
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{run / 'settings.json'} is damaged: {error!r}") from None
 
 

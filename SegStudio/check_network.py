@@ -13,14 +13,8 @@ whatever you can do. Check strangers' files in a container.
 import argparse
 import contextlib
 import copy
-import importlib.util
 import inspect
-import json
-import os
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections import namedtuple
@@ -29,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from SegStudio import SegStudio, backstage, recording
+from SegStudio import SegStudio, backstage, recording, students_code
 
 Segmentation = SegStudio.SemanticSegmentation
 
@@ -743,10 +737,6 @@ def describe(error):
 # ---- the command --------------------------------------------------------------------------------
 
 
-class CannotBeLoaded(Exception):
-    """The file or the name in it gives no network; the exit code is 2."""
-
-
 def add_command(commands):
     parser = commands.add_parser(
         "check-network",
@@ -755,7 +745,10 @@ def add_command(commands):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "network", metavar="FILE.py:NAME", help="a class, an object, or a function that makes it"
+        "network",
+        metavar="FILE.py:NAME",
+        help="a class, an object, or a function that makes it; arguments are possible: "
+        "'FILE.py:MyNet(depth=8)'",
     )
     add = parser.add_argument
     size = {"nargs": 2, "default": (64, 64), "metavar": ("H", "W")}
@@ -763,128 +756,72 @@ def add_command(commands):
     add("--out-channels", type=int, metavar="C", help="the number of classes; default: any")
     add("--batch-size", type=int, default=4, metavar="N", help="default 4")
     add("--seconds", type=float, default=300, metavar="S", help="limit of time; default 300")
-    add("--memory", type=float, default=8, metavar="GB", help="limit on Linux; default 8")
+    add("--memory", type=float, default=8, metavar="GIB", help="limit on Linux; default 8")
     parser.set_defaults(run=run)
 
 
 def run(options):
     """Check the network of the command line in another process; returns the exit code."""
-    arguments = {
-        "network": options.network,
-        "image_size": options.image_size,
-        "out_channels": options.out_channels,
-        "batch_size": options.batch_size,
-        "memory": options.memory,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder, "answer.json")
-        code = "from SegStudio.check_network import child; child()"
-        # A file that prints without end must not fill the terminal or the memory.
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(arguments), str(answer)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            process.wait(options.seconds)
-        except subprocess.TimeoutExpired:
-            proof = f"It was stopped after {options.seconds:g} seconds."
-            print(NetworkReport([("objection", "does not end", proof)]))
-            return 1
-        finally:
-            stop(process)
-        try:
-            found = json.loads(answer.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            proof = f"The process ended with the code {process.returncode} and without a result."
-            print(NetworkReport([("objection", "ends the process", proof)]))
-            return 1
-    if "error" in found:
-        print(f"{options.network} cannot be loaded: {found['error']}", file=sys.stderr)
+    file, name = students_code.split_target(options.network)
+    sizes = [options.image_size, options.out_channels, options.batch_size]
+    ending = students_code.run_limited(
+        "SegStudio.check_network:examine",
+        [str(Path(file).absolute()), name, *sizes],
+        options.seconds,
+        options.memory,
+    )
+    if ending.how == "not loaded":
+        print(f"{options.network} cannot be loaded: {ending.text}", file=sys.stderr)
         return 2
-    report = NetworkReport(found["findings"], found["facts"])
+    if ending.how == "answer":
+        report = NetworkReport(**ending.answer)
+    else:
+        finding = "does not end" if ending.how in ("time", "flood") else "ends the process"
+        report = NetworkReport([("objection", finding, f"{ending.text.capitalize()}.")])
     print(report)
     return 1 if report.objections else 0
 
 
-def stop(process):
-    """End a process and, where the system can do that, all that it has started."""
-    with contextlib.suppress(OSError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    process.wait()
-
-
-def child():
-    """In the other process: check the network of the arguments and write the answer to a file."""
-    arguments, answer = json.loads(sys.argv[1]), Path(sys.argv[2])
-    limit_memory(arguments.pop("memory"))
+def examine(path, name, image_size, out_channels, batch_size):
+    """In the other process: the report on the network `name` of a file, for JSON."""
+    net = load_network(Path(path), name)
     try:
-        net = load_network(arguments.pop("network"))
-        report = check_network(net, arguments.pop("image_size"), **arguments)
-        found = {"findings": report.findings, "facts": report.facts}
-    except (CannotBeLoaded, TypeError) as error:
-        found = {"error": str(error)}
-    answer.write_text(json.dumps(found), encoding="utf-8")
+        report = check_network(net, image_size, out_channels=out_channels, batch_size=batch_size)
+    except TypeError as error:
+        raise students_code.NotLoaded(str(error)) from None
+    return {"findings": report.findings, "facts": report.facts}
 
 
-def limit_memory(gigabytes):
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    if hasattr(resource, "RLIMIT_DATA"):
-        size = int(gigabytes * 1e9)
-        with contextlib.suppress(ValueError, OSError):  # the system's own limit is lower
-            resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+def load_network(path, name):
+    """The network that a name names: an object, or what a class or function makes.
 
-
-def load_network(text):
-    """The network that FILE.py:NAME names: an object, or what a class or function makes.
-
-    Errors: CannotBeLoaded, with what to write instead.
+    Errors: students_code.NotLoaded, with what to write instead.
     """
-    file, colon, name = text.rpartition(":")
-    if not colon or not file or name.endswith(".py"):
-        file, name = text, ""
-    path = Path(file)
-    if not path.is_file():
-        raise CannotBeLoaded(f"there is no file {path.absolute()}")
-    sys.path.insert(0, str(path.absolute().parent))  # it may import a neighbour
-    spec = importlib.util.spec_from_file_location("students_network", path)
-    if spec is None:
-        raise CannotBeLoaded("it is no Python file: its name has to end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise CannotBeLoaded(f"running the file fails: {describe(error)}") from None
-    classes = {
-        key: value
-        for key, value in vars(module).items()
-        if inspect.isclass(value) and issubclass(value, nn.Module)
-        and value.__module__ == spec.name
-    }  # fmt: skip
-    if not name:
-        if len(classes) != 1:
-            names = ", ".join(classes) or "none"
-            raise CannotBeLoaded(f"give the name of the network, FILE.py:NAME; classes: {names}")
-        name = next(iter(classes))
-    found = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise CannotBeLoaded(
-                f"there is no {name} in it; classes: {', '.join(classes) or 'none'}"
-            )
-        found = getattr(found, part)
+    name = name or only_network(path)
+    found = students_code.load_thing(path, name)
     if not isinstance(found, nn.Module) and callable(found):
         found = make(found, name)
     if not isinstance(found, nn.Module):
-        raise CannotBeLoaded(f"{name} is a {type(found).__name__} and no nn.Module")
+        raise students_code.NotLoaded(f"{name} is a {type(found).__name__} and no nn.Module")
     return found
+
+
+def only_network(path):
+    """The name of the network in a file that has one only."""
+    module = students_code.load(path)
+    names = [
+        name
+        for name, value in vars(module).items()
+        if inspect.isclass(value)
+        and issubclass(value, nn.Module)
+        and value.__module__ == module.__name__
+    ]
+    if len(names) != 1:
+        listed_names = ", ".join(names) or "none"
+        raise students_code.NotLoaded(
+            f"give the name of the network, FILE.py:NAME; classes: {listed_names}"
+        )
+    return names[0]
 
 
 def make(function, name):
@@ -896,11 +833,10 @@ def make(function, name):
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
     if needed:
-        raise CannotBeLoaded(
-            f"{name} needs {', '.join(needed)}: write a function without arguments that returns "
-            f"the network, such as def make(): return {name}(...), and give its name"
+        raise students_code.NotLoaded(
+            f"{name} needs {', '.join(needed)}: give values, as in '{name}({needed[0]}=1)'"
         )
     try:
         return function()
-    except (Exception, SystemExit) as error:
-        raise CannotBeLoaded(f"{name}() fails: {describe(error)}") from None
+    except Exception as error:
+        raise students_code.NotLoaded(f"{name}() fails: {describe(error)}") from None

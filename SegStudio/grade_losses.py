@@ -8,26 +8,22 @@ sandbox: the code can read and write files. Grade strangers' code in a container
 """
 
 import ast
-import contextlib
 import csv
-import difflib
-import importlib.util
 import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from SegStudio import students_code
 from SegStudio.check_loss import Examination, Finding, Report
 
-OUTPUT_LIMIT = 10_000_000  # characters that a file may print before it counts as a flood
-KEPT = 20_000  # of these, for the report
+# The objection to a file whose process did not end with a report.
+FINDING_OF_ENDING = {
+    "time": "takes-too-long",
+    "flood": "prints-a-flood",
+    "memory": "needs-too-much-memory",
+    "exit": "exits",
+    "signal": "crashes",
+}
 NOTHING_WRONG, OBJECTIONS, NOT_LOADED = 0, 1, 2  # exit codes
 
 
@@ -71,10 +67,10 @@ def run(options, parser):
         return grade_all(options)
     if options.csv or options.name:
         parser.error("--name and --csv belong to --all")
-    file, separator, name = options.target.rpartition(".py:")
-    if not separator or not name:
+    file, name = students_code.split_target(options.target)
+    if not name:
         parser.error(f"{options.target}: write FILE.py:NAME, as in my_losses.py:MyDice")
-    outcome = examine_file(f"{file}.py", name, options.seconds, options.memory)
+    outcome = examine_file(file, name, options.seconds, options.memory)
     print(outcome)
     if options.gradescope:
         text = json.dumps(gradescope(outcome, options.points), indent=2)
@@ -109,202 +105,30 @@ class Outcome:
 
 def examine_file(path, name, seconds=60.0, memory=4.0):
     """Examine the loss `name` of a file in a process of its own. Returns an Outcome."""
-    path, start = Path(path).resolve(), time.monotonic()
+    path = Path(path).resolve()
     title = f"{path.name}:{name}"
     if not path.is_file():
         return Outcome(title, problem=f"there is no file {path.name}")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        result = Path(folder, "result.json")
-        work = Path(folder, "work")
-        work.mkdir()
-        package = str(Path(__file__).resolve().parents[1])
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, [package, os.environ.get("PYTHONPATH", "")])
-            ),
-            "PYTHONIOENCODING": "utf-8",
-            "MPLBACKEND": "Agg",
-            "CUDA_VISIBLE_DEVICES": "",  # the same result on every computer
-        }
-        code = "from SegStudio.grade_losses import child; child()"
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(path), name, str(result), str(memory)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            cwd=work, env=environment, start_new_session=True,
-        )  # fmt: skip
-        printed, ending = watch(process, Path(folder, "started"), seconds)
-        outcome = Outcome(title, seconds=time.monotonic() - start, printed=printed)
-        finding = None
-        answer = {}
-        with contextlib.suppress(OSError, ValueError):
-            answer = json.loads(result.read_text(encoding="utf-8"))
-        if ending == "time":
-            finding = Finding("takes-too-long", f"it was stopped after {seconds:g} seconds")
-        elif ending == "flood":
-            finding = Finding("prints-a-flood", f"it begins with {printed[:60]!r}")
-        elif "problem" in answer:
-            outcome.problem = answer["problem"]
-            return outcome
-        elif "finding" in answer:
-            finding = Finding(**answer["finding"])
-        elif "report" in answer:
-            outcome.report = Report.from_json(answer["report"])
-            outcome.report.name = title
-            if printed.strip():
-                seen = f"{len(printed.splitlines())} lines or more, such as "
-                line = printed.strip().splitlines()[0][:80]
-                outcome.report.findings.append(Finding("prints", f"{seen}{line!r}"))
-        elif process.returncode >= 0:
-            finding = Finding("exits", f"the process ended with exit code {process.returncode}")
-        else:
-            finding = Finding("crashes", f"it was ended by signal {-process.returncode}")
-        if finding:
-            outcome.report = Report(title, [finding])
-        return outcome
-
-
-def watch(process, started, seconds):
-    """Wait for a process and end it at the limits; its time begins when `started` exists.
-
-    Returns: (what it printed, "time", "flood" or "").
-    """
-    kept, size, flood = [], 0, threading.Event()
-
-    def read():
-        nonlocal size
-        while chunk := process.stdout.read1(65536):
-            if size < KEPT:
-                kept.append(chunk)
-            size += len(chunk)
-            if size > OUTPUT_LIMIT:
-                flood.set()
-                end(process)
-                return
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    ending, deadline = "", None
-    while not ending:
-        try:
-            process.wait(timeout=0.05)
-            break
-        except subprocess.TimeoutExpired:
-            if deadline is None and started.exists():  # the libraries are loaded
-                deadline = time.monotonic() + seconds
-            if deadline is not None and time.monotonic() > deadline:
-                ending = "time"
-    end(process)  # and whatever it started
-    process.wait()
-    reader.join(timeout=5)
-    text = b"".join(kept)[:KEPT].decode("utf-8", "replace")
-    return text, "flood" if flood.is_set() else ending
-
-
-def end(process):
-    with contextlib.suppress(OSError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-
-
-# ---- in the process of the file -----------------------------------------------------------------
-
-
-class NotLoaded(Exception):
-    """The file has no such loss, or cannot be imported; the message says why."""
-
-
-def child():
-    """Load and examine one loss: path, name, file for the result and memory limit in sys.argv."""
-    path, name, result, memory = sys.argv[1:5]
-    sys.argv = [path]
-    limit_memory(float(memory))
-    Path(result).with_name("started").touch()
-    try:
-        answer = {"report": examine(Path(path), name).to_json()}
-    except NotLoaded as error:
-        answer = {"problem": str(error)}
-    except SystemExit as error:
-        answer = {"finding": {"id": "exits", "seen": f"sys.exit({error.code!r}) was called"}}
-    except MemoryError:
-        limit_memory(None)  # what follows needs a little
-        answer = {"finding": {"id": "needs-too-much-memory", "seen": f"the limit is {memory} GiB"}}
-    part = Path(f"{result}.part")
-    part.write_text(json.dumps(answer), encoding="utf-8")
-    part.replace(result)
-    sys.stdout.flush()
-    os._exit(0)  # threads that the file left behind do not count
-
-
-def limit_memory(gibibytes):
-    """Allow so much more than the libraries take, where the platform has it. None: no limit."""
-    try:
-        import resource
-
-        most = limit = resource.getrlimit(resource.RLIMIT_AS)[1]
-        if gibibytes is not None:
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            limit = pages * resource.getpagesize() + int(gibibytes * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-    except (ImportError, OSError, ValueError):
-        pass
+    function = "SegStudio.grade_losses:examine"
+    ending = students_code.run_limited(function, [str(path), name], seconds, memory)
+    outcome = Outcome(title, seconds=ending.seconds, printed=ending.printed)
+    if ending.how == "not loaded":
+        outcome.problem = ending.text
+    elif ending.how != "answer":
+        outcome.report = Report(title, [Finding(FINDING_OF_ENDING[ending.how], ending.text)])
+    else:
+        outcome.report = Report.from_json(ending.answer)
+        outcome.report.name = title
+        lines = ending.printed.strip().splitlines()
+        if lines:
+            seen = f"{len(lines)} lines or more, such as {lines[0][:80]!r}"
+            outcome.report.findings.append(Finding("prints", seen))
+    return outcome
 
 
 def examine(path, name):
-    """The Report on the loss `name` of a file."""
-    expression, arguments = split_name(name)
-    module = load(path)
-    thing = module
-    for part in expression.split("."):
-        try:
-            thing = getattr(thing, part)
-        except AttributeError:
-            own = [key for key in vars(module) if not key.startswith("_")]
-            near = difflib.get_close_matches(part, own, n=1)
-            hint = f": did you mean {near[0]}?" if near else ""
-            raise NotLoaded(f"{path.name} has no {expression}{hint}") from None
-    if arguments is not None:
-        try:
-            thing = thing(*arguments[0], **arguments[1])
-        except Exception as error:
-            raise NotLoaded(f"{name}: {type(error).__name__}: {error}") from error
-    return Examination(thing, name).run()
-
-
-def split_name(name):
-    """("MyDice", ([], {"smooth": 1})) from "MyDice(smooth=1)"; (name, None) without arguments."""
-    try:
-        node = ast.parse(name, mode="eval").body
-        if not isinstance(node, ast.Call):
-            return name, None
-        positional = [ast.literal_eval(value) for value in node.args]
-        named = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
-    except (SyntaxError, ValueError) as error:
-        raise NotLoaded(f"{name} is not a name, nor a name with plain arguments") from error
-    return ast.unparse(node.func), (positional, named)
-
-
-def load(path):
-    """Import a file; files beside it can be imported by it."""
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    try:
-        spec.loader.exec_module(module)
-    except MemoryError:
-        raise
-    except SyntaxError as error:
-        raise NotLoaded(f"line {error.lineno}: {error.msg}") from error
-    except Exception as error:
-        if "allocate memory" in str(error):
-            raise MemoryError from error
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        line = f"line {frames[-1].lineno}: " if frames else ""
-        raise NotLoaded(f"{line}{type(error).__name__}: {error}") from error
-    return module
+    """In the other process: the report on the loss `name` of a file."""
+    return Examination(students_code.load_thing(Path(path), name), name).run().to_json()
 
 
 # ---- a class of students ------------------------------------------------------------------------

@@ -604,10 +604,16 @@ class TrainingRecorder:
 
     def stop_unless_finite(self):
         bad = (~torch.isfinite(self.losses[: self.count])).nonzero()
-        if len(bad) == 0:
+        (found,) = processes.reduce([len(bad) > 0], "max")
+        if not found:
             return
-        iteration = self.history.iterations - self.count + int(bad[0]) + 1
         self.set_checkpoint_aside()
+        if len(bad) == 0:
+            raise FloatingPointError(
+                f"the {self.history.loss_name} loss of another process became nan or inf; its "
+                f"message says more"
+            )
+        iteration = self.history.iterations - self.count + int(bad[0]) + 1
         if not torch.isfinite(self.masks).all():
             raise FloatingPointError(
                 f"a mask of the training images has values that are not finite (found at iteration "

@@ -53,16 +53,12 @@ def repeat(run):
 
 def read_facts(run):
     """The settings.json of a run, or of one of its parts."""
-    paths = [run / "settings.json", *sorted(run.glob("*/settings.json"))]
-    path = next((path for path in paths if path.exists()), None)
-    if path is None:
-        raise FileNotFoundError(
-            f"{run} is not the folder of a run: it has no settings.json. Give the folder that an "
-            f"example wrote, such as runs/semantic_segmentation"
-        )
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    parts = sorted(path.parent for path in run.glob("*/settings.json"))
+    folders = [folder for folder in (run, *parts) if (folder / "settings.json").exists()]
+    folder = (folders or [run])[0]
+    facts = backstage.read_settings(folder)
     if "folder" not in facts:
-        raise ValueError(f"{path} is of version 2.1 or older, which did not record the folder")
+        raise ValueError(f"{folder} is of version 2.1 or older, which did not record the folder")
     return facts
 
 

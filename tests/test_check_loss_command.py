@@ -36,7 +36,6 @@ def write(folder, text, name="losses.py"):
 # ---- the exit codes -----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "name", "code", "printed"),
     [
@@ -51,6 +50,7 @@ def write(folder, text, name="losses.py"):
     ],
     ids=["right", "wrong", "syntax", "no such name", "import", "error", "no expression", "number"],
 )
+@pytest.mark.usefixtures("in_this_process")
 def test_the_exit_code(tmp_path, capsys, text, name, code, printed):
     path = write(tmp_path, text)
     assert command(f"{path}:{name}") == code
@@ -146,7 +146,7 @@ def test_a_print_is_a_remark_and_files_beside_it_can_be_imported(tmp_path):
     assert "such as 'loss called'" in str(outcome)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_names_with_arguments_and_dots(tmp_path):
     path = write(
         tmp_path,

@@ -1,7 +1,5 @@
 """check_network: wrong networks are recognised by name, right ones are not accused."""
 
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -420,31 +418,38 @@ GOOD = HEAD + (
 )
 
 
-def command(tmp_path, source, name="Net", *flags):
-    """(exit code, what is printed) of the command on a file of this source."""
-    (tmp_path / "net.py").write_text(source)
-    target = str(tmp_path / "net.py") + (f":{name}" if name else "")
-    done = subprocess.run(
-        [sys.executable, "-m", "SegStudio", "check-network", target, "--image-size", "32", "32",
-         *flags],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture
+def command(tmp_path, capfd):
+    """Writes a file of this source and runs the command on it: (exit code, what is printed)."""
+
+    def run(source, name="Net", *flags):
+        (tmp_path / "net.py").write_text(source)
+        target = str(tmp_path / "net.py") + (f":{name}" if name else "")
+        code = 0
+        try:
+            main(["check-network", target, "--image-size", "32", "32", *flags])
+        except SystemExit as ended:
+            code = ended.code
+        printed = "".join(capfd.readouterr())
+        assert "Traceback" not in printed, printed
+        return code, printed
+
+    return run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "name", "words"),
     [
         (GOOD, "Net", "Nothing is wrong"),
         (GOOD, "", "Nothing is wrong"),
+        (GOOD, "Net(channels=1)", "1 output channel."),
         (GOOD + "def make():\n    return Net(1)\n", "make", "1 output channel."),
         (GOOD + "net = Net()\n", "net", "Nothing is wrong"),
     ],
 )
-def test_the_command_on_a_right_network(tmp_path, source, name, words):
-    code, printed = command(tmp_path, source, name)
+@pytest.mark.usefixtures("in_this_process")
+def test_the_command_on_a_right_network(command, source, name, words):
+    code, printed = command(source, name)
     assert (code, words in printed) == (0, True), printed
 
 
@@ -452,40 +457,52 @@ def test_the_command_on_a_right_network(tmp_path, source, name, words):
 @pytest.mark.parametrize(
     ("line", "flags", "words"),
     [
-        ("        x.fill_(1)\n", [], "changes its input"),
-        ("        while True: print('x' * 1000)\n", ["--seconds", "20"], "does not end"),
-        ("        import os; os._exit(0)\n", [], "ends the process"),
-        ("        raise SystemExit\n", [], "forward fails"),
-        ("        torch.zeros(10**10)\n", ["--memory", "3"], "forward fails"),
+        ("pass", [], "Nothing is wrong"),
+        ("while True: pass", ["--seconds", "8"], "does not end\n  It was stopped after 8 seconds."),
+        ("while True: print('x' * 1000)", [], "does not end\n  It begins with 'xxx"),
+        ("import os; os._exit(0)", [], "ends the process\n  The process ended with exit code 0."),
+        ("torch.zeros(10**10)", ["--memory", "3"], "forward fails"),
     ],
 )
-def test_the_command_on_a_wrong_network(tmp_path, line, flags, words):
-    source = GOOD.replace("        return self.b", line + "        return self.b")
-    code, printed = command(tmp_path, source, "Net", *flags)
+def test_the_process_of_the_command(command, line, flags, words):
+    source = GOOD.replace("        return self.b", f"        {line}\n        return self.b")
+    code, printed = command(source, "Net", *flags)
+    assert code == (0 if line == "pass" else 1), printed
+    assert words in printed
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("x.fill_(1)", "changes its input"), ("raise SystemExit", "forward fails")],
+)
+@pytest.mark.usefixtures("in_this_process")
+def test_the_command_on_a_wrong_network(command, line, words):
+    source = GOOD.replace("        return self.b", f"        {line}\n        return self.b")
+    code, printed = command(source)
     assert code == 1, printed
     assert words in printed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "name", "words"),
     [
-        (GOOD, "Nett", "there is no Nett in it; classes: Net"),
-        (GOOD.replace("channels=5", "channels"), "Net", "Net needs channels: write a function"),
-        ("def broken(:\n", "Net", "SyntaxError"),
-        ("import sys\nsys.exit('bye')\n", "Net", "running the file fails: SystemExit: bye"),
+        (GOOD, "Nett", "net.py has no Nett: did you mean Net?"),
+        (GOOD.replace("channels=5", "channels"), "Net", "Net needs channels: give values, as in"),
+        (GOOD + "class Other(Net):\n    pass\n", "", "give the name of the network"),
+        ("def broken(:\n", "Net", "line 1: invalid syntax"),
         (GOOD + "x = 3\n", "x", "x is a int and no nn.Module"),
         (GOOD.replace("8, 17", "-8, 17"), "Net", "Net() fails: "),
     ],
 )
-def test_the_command_on_what_cannot_be_loaded(tmp_path, source, name, words):
-    code, printed = command(tmp_path, source, name)
+@pytest.mark.usefixtures("in_this_process")
+def test_the_command_on_what_cannot_be_loaded(command, source, name, words):
+    code, printed = command(source, name)
     assert code == 2, printed
-    assert "net.py:" in printed
+    assert "net.py" in printed
     assert words in printed
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_a_file_that_is_not_there(tmp_path, capfd):
     with pytest.raises(SystemExit) as ended:
         main(["check-network", str(tmp_path / "none.py:Net")])

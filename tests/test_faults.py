@@ -151,3 +151,23 @@ def test_a_loss_that_turns_nan_in_the_last_epoch_leaves_the_checkpoint_before_it
     assert not (folder / recording.LATEST).exists()
     _, history = resumable.run(tmp_path, "run", rate=2e-4)  # the message's advice
     assert history.iterations == 18
+
+
+def test_a_loss_that_is_nan_in_another_process_sets_the_checkpoint_aside(tmp_path, monkeypatch):
+    """One process alone sees the NaN; the main one holds the checkpoint."""
+    recorder, here = recording.TrainingRecorder, recording.processes.reduce
+    check = recorder.stop_unless_finite
+
+    def with_another_process(self):
+        seen = self.history.iterations == 17
+        answer = (lambda values, _: [1.0]) if seen else here
+        monkeypatch.setattr(recording.processes, "reduce", answer)
+        check(self)
+        monkeypatch.setattr(recording.processes, "reduce", here)
+
+    monkeypatch.setattr(recorder, "stop_unless_finite", with_another_process)
+    with pytest.raises(FloatingPointError, match="of another process became nan or inf"):
+        resumable.run(tmp_path, "run")
+    assert (tmp_path / "run" / "checkpoint-before-nan.pt").exists()
+    assert not (tmp_path / "run" / recording.LATEST).exists()
+    assert not (tmp_path / "run" / "model.pt").exists()
