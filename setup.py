@@ -8,6 +8,9 @@ from setuptools import setup
 HERE = Path(__file__).parent
 MODULE = (HERE / "SegStudio" / "backstage.py").read_text(encoding="utf-8")
 
+# `mkdocs build` makes the site from these; a test builds it, so the tests need them, too.
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings-python>=2.0", "ruff>=0.6"]
+
 setup(
     name="SegStudio",
     version=re.search(r'^__version__ = "(.+)"$', MODULE, re.MULTILINE).group(1),
@@ -35,13 +38,14 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",
-            "ruff>=0.6",
+            "codespell>=2.3",
             # A test executes Examples/semantic_segmentation.ipynb.
             "nbclient>=0.10",
             "nbformat>=5.10",
             "ipykernel>=6.29",
+            *DOCS,
         ],
-        "docs": ["mkdocs>=1.6"],
+        "docs": DOCS,
         "bench": [
             "DLStudio==2.3.6",
             "pymsgbox",

@@ -1275,6 +1275,11 @@ def read_state_dict(path, net):
         saved = {name: tuple(value.shape) for name, value in state.items()}
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
         reason = (str(error) or "the file is cut off").splitlines()[0]
+        if reason.startswith("Weights only load failed"):
+            reason = (
+                "it holds Python objects, which could run code, and not only weights. Save the "
+                "weights where it was made: torch.save(net.state_dict(), path)"
+            )
         raise ValueError(f"{path.absolute()} is not a saved model: {reason}") from None
     different = [name for name in [*mine, *saved] if mine.get(name) != saved.get(name)]
     if different:

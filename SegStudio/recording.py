@@ -381,10 +381,13 @@ class TrainingRecorder:
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
+            guard = ""
+            if torch.multiprocessing.get_start_method() != "fork":  # Windows, macOS
+                guard = ', or because the script has no if __name__ == "__main__":'
             raise ChildProcessError(
-                f"a process that loads images was killed, perhaps because the memory was full "
-                f"({str(error).splitlines()[0]}). Use fewer workers, num_workers=0 for none. "
-                f"{backstage.how_to_go_on(self.dl_studio)}"
+                f"a process that loads images was killed, perhaps because the memory was full"
+                f"{guard} ({str(error).splitlines()[0]}). Use fewer workers, num_workers=0 for "
+                f"none. {backstage.how_to_go_on(self.dl_studio)}"
             ) from error
 
     # ---- what the loop calls ----

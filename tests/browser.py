@@ -105,7 +105,10 @@ class Browser:
             case "Network.requestWillBeSent":
                 self.requests.append(params["request"]["url"])
 
-    def open(self, path, width=1400, height=1000, scheme="light", touch=False):
+    def open(
+        self, path, width=1400, height=1000, scheme="light", touch=False,
+        ready="typeof explore === 'object'",
+    ):  # fmt: skip
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=touch,
@@ -114,7 +117,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=features)
         self.requests.clear()
         self.call("Page.navigate", url=path.resolve().as_uri())
-        self.wait_for("document.readyState === 'complete' && typeof explore === 'object'")
+        self.wait_for(f"document.readyState === 'complete' && {ready}")
 
     def wait_for(self, condition):
         deadline = time.monotonic() + self.seconds

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_examples import draw_archives
 
@@ -127,7 +128,10 @@ def test_commands_use_flags_that_the_script_knows(script):
 # ---- snippets -----------------------------------------------------------------------------------
 
 
-@each_page([ROOT / "doc" / "masks.md", ROOT / "doc" / "scores.md"])
+PAGES_OF_SNIPPETS = [ROOT / "doc" / "masks.md", ROOT / "doc" / "scores.md"]
+
+
+@each_page(PAGES_OF_SNIPPETS)
 def test_snippets_give_what_the_page_shows(page, tmp_path, monkeypatch):
     (tmp_path / "Datasets").mkdir()
     for archive in (ROOT / "Datasets").glob("*.gz"):
@@ -340,6 +344,19 @@ def test_your_own_network_trains_to_the_end_and_loads_again(tmp_path, run_script
 
 
 @pytest.mark.slow
+def test_the_report_of_check_loss_in_python(capsys):
+    class MyDice(torch.nn.Module):
+        def forward(self, output, mask):
+            return 1 - (output * mask).sum() / ((output**2).sum() + (mask**2).sum() + 1e-6)
+
+    (code,) = blocks("doc/check-loss.md")
+    exec(code, {"MyDice": MyDice})
+    printed = capsys.readouterr().out
+    assert "OBJECTION: missing-factor-two" in printed
+    assert "missing-factor-two" in printed.splitlines()[-1]
+
+
+@pytest.mark.slow
 def test_the_readmes_script_loads_trains_and_tests(tmp_path, run_script):
     draw_archives(tmp_path)
     (code,) = blocks("README.md")
@@ -391,3 +408,34 @@ def test_the_version_is_the_same_everywhere():
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"\nversion: {__version__}\n" in citation
     assert re.search(r"^## (\d\S*)", changelog, re.MULTILINE).group(1) == __version__
+
+
+# ---- spelling -----------------------------------------------------------------------------------
+
+# Words that codespell takes for mistakes: names of axes in einsum.
+RIGHT_WORDS = ("thw",)
+
+
+def test_the_words_are_spelled_right():
+    """codespell knows frequent mistakes; it reads pages, docstrings and comments."""
+    places = [*PAGES, ROOT / "SegStudio", ROOT / "Examples", ROOT / "Datasets", ROOT / "doc"]
+    ignored = ["--ignore-words-list", ",".join(RIGHT_WORDS), "--skip", "*.js,*.json,*.csv,*.css"]
+    done = subprocess.run(
+        [sys.executable, "-m", "codespell_lib", *ignored, *map(str, places)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_codespell_finds_a_mistake(tmp_path):
+    (tmp_path / "page.md").write_text("The netwrok is recieved.\n")
+    command = [sys.executable, "-m", "codespell_lib", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 65
+    assert "recieved ==> received" in done.stdout
+
+
+def test_the_tests_that_a_page_names_exist():
+    for page in PAGES:
+        for path in re.findall(r"`(tests/[\w/]+(?:\.py)?)`", page.read_text(encoding="utf-8")):
+            assert "NAME" in path or (ROOT / path).exists(), f"{page.name}: {path}"
