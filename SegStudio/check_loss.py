@@ -1076,9 +1076,14 @@ class Examination:
 
     def check_pairs(self, perfect, bits, span):
         """Each plane alone is perfect. So must be the planes of one image, and of one channel."""
-        planes = [[self.value(q[None, None], b[None, None], 20.0) for q, b in zip(*row)]
-                  for row in zip(perfect, bits)]  # fmt: skip
-        planes = torch.tensor(planes, dtype=torch.float64)  # (N, C)
+        n, c, h, w = perfect.shape
+        planes = torch.tensor(
+            [
+                self.value(q[None, None], b[None, None], 20.0)
+                for q, b in zip(perfect.flatten(0, 1), bits.flatten(0, 1), strict=True)
+            ],
+            dtype=torch.float64,
+        ).view(n, c)
         if planes.max() - planes.min() > 0.02 * span:
             return
         for name, parts, part in (

@@ -239,8 +239,8 @@ FINDINGS = {
     "sign-ignored": Entry(
         OBJECTION,
         "The sign of the output does not count: -50 costs as much as 50.",
-        "The network may learn negative outputs for an object. They are below the threshold, so the "
-        "object is not in the predicted mask.",
+        "The network may learn negative outputs for an object. They are below the threshold, so "
+        "the object is not in the predicted mask.",
         "doc/losses.md",
         ("unbounded-outputs",),
     ),
