@@ -507,12 +507,15 @@ class Examination:
             ("random output", q, bits, 6.0),
             ("random output, empty mask", q, empty, 6.0),
             ("random output, full mask", q, full, 6.0),
+            ("random output, mostly below 0", 3 * q - 2, bits, 6.0),
             ("perfect output", bits.float(), bits, sharp),
             ("everything wrong", 1 - bits.float(), bits, sharp),
             ("empty output, empty mask", zeros, empty, sharp),
             ("full output, full mask", ones, full, sharp),
             ("full output, empty mask", ones, empty, sharp),
         ]
+        if reading.kind == "probabilities":
+            cases = [case for case in cases if "below 0" not in case[0]]
         bad, bad_gradient = {}, {}
         for name, prediction, truth, sharpness in cases:
             value = self.value(prediction, truth, sharpness)
@@ -890,10 +893,18 @@ class Examination:
             seen |= (gradient != 0).flatten(0, 1).any(0)
             if seen.all():
                 return
+        _, bits = self.batch()
+        perfect = bits.float()
+        for y, x in (~seen).nonzero().tolist()[:8]:  # not only rarely among the hardest pixels?
+            wrong = perfect.clone()
+            wrong[:, :, y, x] = perfect[:, :, y, x].roll(1, dims=1)
+            if self.shape[1] == 1 or self.reading.layout == "planes":
+                wrong[:, :, y, x] = 1 - perfect[:, :, y, x]
+            if difference(self.value(perfect, bits, 20.0), self.value(wrong, bits, 20.0)):
+                return
         places = [f"({y}, {x})" for y, x in (~seen).nonzero().tolist()]
         self.add("pixels-ignored", f"{len(places)} of {seen.numel()} pixels have no gradient in "
-                 f"any plane: {', '.join(places[:6])}{', ...' if len(places) > 6 else ''}",
-                 )  # fmt: skip
+                 f"any plane: {', '.join(places[:6])}{', ...' * (len(places) > 6)}")  # fmt: skip
 
     def check_classes(self):
         """The right objects in the wrong channels must cost something."""
@@ -917,13 +928,14 @@ class Examination:
         if self.reading.layout != "planes" or not self.fits(shape):
             return
         q, bits = self.batch(shape=shape)
-        output = self.reading.output(q)
         homework = LEVELS["homework"]
 
         def value(channel, level):
-            mask = bits * torch.tensor(homework)[:, None, None]
+            alone = torch.zeros(shape)  # elsewhere mask and output are empty
+            alone[:, channel] = (q * bits)[:, channel]
+            mask = torch.zeros(shape)
             mask[:, channel] = level * bits[:, channel]
-            return self.loss.value(output, mask, self.reading.swapped)
+            return self.loss.value(self.reading.output(alone), mask, self.reading.swapped)
 
         try:
             lost, kept = [], []
@@ -1095,8 +1107,7 @@ class Examination:
                 apart = min(abs(together - float(alone)) for alone in (part.mean(), part.sum()))
                 if apart > max(0.02 * span, 5 * float(planes.max() - planes.min())):
                     self.add(name, f"perfect outputs, each plane alone: "
-                             f"{', '.join(map(short, part))}; together: {short(together)}",
-                             )  # fmt: skip
+                             f"{', '.join(map(short, part))}; together: {short(together)}")  # fmt: skip
 
     # ---- which pixels act together ----
 

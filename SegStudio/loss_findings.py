@@ -77,7 +77,8 @@ FINDINGS = {
         "Its gradient is zero everywhere, so no weight changes. Train with the soft form, sums of "
         "products of probabilities, and keep the threshold for the score.",
         "doc/scores.md",
-        (*NO_GRADIENT, "detached", "returns-a-number", "confident-mistakes-cheap"),
+        (*NO_GRADIENT, "detached", "returns-a-number", "confident-mistakes-cheap",
+         "softmax-wrong-axis"),
     ),
     "calls-backward": Entry(
         OBJECTION,

@@ -226,6 +226,39 @@ def bce_of_one_channel(output, mask):
     return F.binary_cross_entropy_with_logits(output, (mask > 127).float())
 
 
+def hardest_pixels_of_the_batch(output, mask):
+    """So few that most pixels have no gradient."""
+    bce = F.binary_cross_entropy_with_logits(output, mask, reduction="none").flatten()
+    return bce.topk(max(1, bce.numel() // 40)).values.mean()
+
+
+def hinge(output, mask):
+    return F.relu(1 - (2 * mask - 1) * output).mean()
+
+
+def mse_of_a_scaled_sigmoid(output, mask):
+    return F.mse_loss(250 * torch.sigmoid(output), mask)
+
+
+def generalized_cross_entropy(output, mask):
+    """Zhang and Sabuncu: the gradient is small, but not 0, at confident mistakes."""
+    p = torch.sigmoid(output)
+    pt = torch.where(mask > 0, p, 1 - p)
+    return ((1 - pt**0.7) / 0.7).mean()
+
+
+def dice_and_mse_of_levels(output, mask):
+    level = torch.arange(50.0, 251.0, 50.0)[:, None, None]
+    p, m = output / level, mask / level
+    size = (p * p).sum((2, 3)) + (m * m).sum((2, 3))
+    return F.mse_loss(p, m) + (1 - (2 * (p * m).sum((2, 3)) + 1) / (size + 1)).mean()
+
+
+def each_mask_by_its_own_value(output, mask):
+    level = torch.arange(50.0, 251.0, 50.0)[:, None, None]
+    return F.binary_cross_entropy_with_logits(output, (mask == level).float())
+
+
 # ---- modules ------------------------------------------------------------------------------------
 
 
@@ -460,7 +493,8 @@ RIGHT = {
             softmax_dice_of_classes, cross_entropy_of_planes, squeezed_binary,
             only_where_there_is_a_class, norm_of_each_plane, root_mean_square_with_eps,
             bce_of_probabilities_by_hand, dice_with_clamped_exponent, bce_of_coco_masks,
-            bce_of_one_channel,
+            bce_of_one_channel, hardest_pixels_of_the_batch, hinge, mse_of_a_scaled_sigmoid,
+            generalized_cross_entropy, dice_and_mse_of_levels, each_mask_by_its_own_value,
         )
     },
     "CombinedLoss": lambda: CombinedLoss,  # a class whose arguments check_loss fills in

@@ -680,3 +680,9 @@ def mask_divided_by_its_maximum(output, mask):
     """On an empty plane this is 0 / 0."""
     m = mask / mask.amax((2, 3), keepdim=True)
     return F.binary_cross_entropy_with_logits(output, m)
+
+
+@wrong("not-finite")
+def logarithm_of_the_output(output, mask):
+    """NaN at an output below -1."""
+    return F.mse_loss(torch.log1p(output), torch.log1p(mask))
