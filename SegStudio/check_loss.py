@@ -1106,8 +1106,9 @@ class Examination:
                 together = self.value(*parts, 20.0)
                 apart = min(abs(together - float(alone)) for alone in (part.mean(), part.sum()))
                 if apart > max(0.02 * span, 5 * float(planes.max() - planes.min())):
-                    self.add(name, f"perfect outputs, each plane alone: "
-                             f"{', '.join(map(short, part))}; together: {short(together)}")  # fmt: skip
+                    alone = ", ".join(map(short, part))
+                    self.add(name, f"perfect outputs, each plane alone: {alone}; together: "
+                             f"{short(together)}")  # fmt: skip
 
     # ---- which pixels act together ----
 
