@@ -690,6 +690,8 @@ class Examination:
         wrong = [row for row in rows if differs(*row[1:])]
         if exact:  # a part in float32 makes small steps inexact
             wrong = [row for row in wrong if differs(row[1], slope_at(row[0], 100 * step))]
+            allowed = 0.1
+            wrong = [row for row in wrong if differs(row[1], slope_at(row[0], 1000 * step))]
         if len(wrong) < 3 or largest == 0:
             return
         place, is_now, slope = wrong[0]

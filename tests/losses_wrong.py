@@ -424,6 +424,22 @@ def two_sigmoids(output, mask):
     return ((output.sigmoid().sigmoid() - mask) ** 2).mean()
 
 
+class SigmoidBeforeBCEAndDice(nn.Module):
+    """One term in float32, whatever the output is: small steps drown in rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.bce = nn.BCEWithLogitsLoss()
+
+    def forward(self, output, mask):
+        p, m = torch.sigmoid(output), mask.float()
+        overlap, size = sums(p, m)
+        return self.bce(p, m) + 1 - ((2 * overlap + 1) / (size + 1)).mean()
+
+
+wrong("double-sigmoid")(SigmoidBeforeBCEAndDice)
+
+
 @wrong("softmax-wrong-axis")
 def softmax_over_the_batch(output, mask):
     return F.mse_loss(torch.softmax(output, dim=0), mask)
