@@ -31,8 +31,9 @@ Shapes = Segmentation.PurdueShapes5MultiObjectDataset
 COLUMNS = (
     "student", "mean_iou", "mean_dice", "pixel_accuracy", "boundary_iou", "per_image_mean_iou",
     *(f"iou_{name}" for name in Shapes.class_names),
-    "network", "parameters", "seconds", "same_weights_as", "reason",
+    "network", "parameters", "read_as", "seconds", "same_weights_as", "reason",
 )  # fmt: skip
+ASSUMED = "assumed: the file does not say"
 SUFFIXES = (".pt", ".pth", "")  # of files with weights; DLStudio's has none: saved_model
 # The seeds of find_or_generate, with which students train, are smaller.
 FIRST_SEED = 10**12
@@ -78,6 +79,12 @@ def run(options):
     scored = [row["mean_iou"] for row in rows if "mean_iou" in row]
     mean = f", their mean IoU {sum(scored) / len(scored):.3f}" if scored else ""
     print(f"{len(scored)} of {len(rows)} models scored on {options.images} images{mean}: {table}")
+    assumed = sum(ASSUMED in row.get("read_as", "") for row in rows)
+    if assumed:
+        print(
+            f"Files that do not say how their output is read: {assumed}. They were read as mask "
+            f"values, as DLStudio trains. --logits reads them as logits."
+        )
     return 0 if len(scored) == len(rows) else 1
 
 
@@ -157,7 +164,8 @@ def score_model(segmenter, loader, path, options):
             raise ValueError(f"{name} has values that are not finite")
     net.to_empty(device="cpu")
     net.load_state_dict(state)
-    net.output_spec = output_spec_of(state, options)
+    net.output_spec, known = output_spec_of(state, options)
+    read_as = "logits" if net.output_spec["logits"] else "mask values"
     parameters = sum(p.numel() for p in net.parameters())
     found = segmenter.score(net, loader).compute()
     digest = hashlib.sha256()
@@ -169,6 +177,7 @@ def score_model(segmenter, loader, path, options):
         **{f"iou_{name}": round(of["iou"] or 0, 4) for name, of in found["classes"].items()},
         "network": f"{network}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})",
         "parameters": parameters,
+        "read_as": read_as if known else f"{read_as} ({ASSUMED})",
         "hash": digest.digest(),
     }
 
@@ -225,14 +234,15 @@ def build(network, arguments):
 
 
 def output_spec_of(state, options):
-    """How the output is read: as the file says or, for a file of DLStudio, by the mask values."""
+    """(how the output is read, whether that is known); a file of DLStudio does not say it."""
     standard = {
         "class_names": list(Shapes.class_names),
         "mask_values": list(Shapes.mask_values),
         "logits": options.logits,
         "image_size": [64, 64],
     }
-    spec = getattr(state, "_metadata", {}).get("", {}).get("output_spec") or standard
+    said = getattr(state, "_metadata", {}).get("", {}).get("output_spec")
+    spec = said or standard
     try:
         values = [float(value) for value in spec["mask_values"]]
         names, logits = list(spec["class_names"]), bool(spec["logits"])
@@ -242,7 +252,8 @@ def output_spec_of(state, options):
         raise ValueError(f"it has {len(values)} output channels and the shapes 5 classes")
     if set(names) == set(Shapes.class_names) and names != list(Shapes.class_names):
         raise ValueError(f"its classes are in another order: {', '.join(names)}")
-    return {**standard, "mask_values": values, "logits": logits or options.logits}
+    spec = {**standard, "mask_values": values, "logits": logits or options.logits}
+    return spec, bool(said) or options.logits
 
 
 def write_table(path, rows):

@@ -148,6 +148,20 @@ def test_dlstudios_files_are_read_by_the_options(tmp_path):
     assert float(row["mean_iou"]) == round(expected, 4)
 
 
+def test_a_file_that_does_not_say_how_it_is_read_is_told_from_one_that_does(tmp_path, capsys):
+    save(tmp_path / "models" / "silent.pt", spec=None)
+    save(tmp_path / "models" / "clear.pt", seed=1)
+    for name in ("silent", "clear"):
+        settings(tmp_path / "models" / f"{name}.json")
+    read_as = {name: row["read_as"] for name, row in grade(tmp_path).items()}
+    assert read_as == {
+        "silent": "mask values (assumed: the file does not say)", "clear": "logits"
+    }  # fmt: skip
+    assert "Files that do not say how their output is read: 1." in capsys.readouterr().out
+    read_as = {name: row["read_as"] for name, row in grade(tmp_path, "--logits").items()}
+    assert read_as == {"silent": "logits", "clear": "logits"}
+
+
 def test_the_seed_makes_the_images_and_no_training_has_them():
     one, again, other = (grade_models.DrawnShapes(seed, 2) for seed in (1, 1, 2))
     assert torch.equal(one[1]["image"], again[1]["image"])
