@@ -120,7 +120,8 @@ def check_3(answer, _):
             says = "follows the image" if found[row, column] else "does not follow the image"
             raise Wrong(
                 f"{name}: follows is True for "
-                f"{backstage.percent(found.float().mean().item())} of the pixels, but must be for {backstage.percent(truth.float().mean().item())}"
+                f"{backstage.percent(found.float().mean().item())} of the pixels, but must "
+                f"be for {backstage.percent(truth.float().mean().item())}"
                 f"{'; ' if advice else ''}{advice}",
                 f"pixel (row {row}, column {column}): your follows says that it {says};\n"
                 f"its output in channel {channel} is {first[channel]:.4g} for one random image and "

@@ -224,9 +224,9 @@ def describe_times():
         yield f"{example.name:50}{quick:>10}{time_in_words(full_seconds(example, seconds)):>14}"
     yield ""
     yield "--quick: the time limit of the example, the same on any computer; slow ones train less."
-    yield "without: the time limit, or the number of iterations times the measured time. Drawing the"
-    yield "data, scores and figures take additional time. COCO: the synthetic set. If other programs"
-    yield "run during the measurement, the times are too long."
+    yield "without: the time limit, or the number of iterations times the measured time. Drawing"
+    yield "data, scores and figures take additional time. COCO: the synthetic set. If other"
+    yield "programs run during the measurement, the times are too long."
 
 
 def full_seconds(example, seconds):
