@@ -776,8 +776,8 @@ class TrainingRecorder:
         if state["number_of_training"] != self.number_of_training:
             raise ValueError(
                 f"the checkpoint in {folder} is from training {state['number_of_training']} of "
-                f"this script, but this is training {self.number_of_training}: to continue a script "
-                f"of several trainings, give each a run_name of its own"
+                f"this script, but this is training {self.number_of_training}: to continue a "
+                f"script of several trainings, give each a run_name of its own"
             )
         try:
             for name, part in self.parts().items():

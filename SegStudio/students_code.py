@@ -243,7 +243,7 @@ def split_name(name):
         positional = [ast.literal_eval(value) for value in node.args]
         named = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
     except (SyntaxError, ValueError) as error:
-        raise NotLoaded(f"{name} is neither a name nor a call with constants") from error
+        raise NotLoaded(f"{name} is not a name such as MyDice or MyDice(smooth=1)") from error
     return ast.unparse(node.func), (positional, named)
 
 
