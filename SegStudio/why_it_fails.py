@@ -295,10 +295,12 @@ class ErrorCauses:
         name, share = next(iter(shares.items()))
         title, sentence, _ = CAUSES[name]
         now, without = self.mean_iou(), self.mean_iou(without=name)
-        gain = "" if now is None else f" Without them the mean IoU is {without:.3f}, not {now:.3f}."
+        gain = ""
+        if now is not None:
+            gain = f" Without them the mean IoU would be {without:.3f} instead of {now:.3f}."
         return (
-            f"Fix first: {title[0].lower() + title[1:]}, because {backstage.percent(share)} of all "
-            f"wrong pixels {sentence}.{gain}"
+            f"Fix first: {title[0].lower() + title[1:]}. {backstage.percent(share)} of all wrong pixels "
+            f"{sentence}.{gain}"
         )
 
     def details(self, name) -> str:
@@ -315,7 +317,7 @@ class ErrorCauses:
         per_class = (self.missed + self.false)[NAMES.index(name)]
         k = per_class.argmax()
         share = per_class[k] / per_class.sum()
-        return f"Most of them concern the class {self.class_names[k]}: {backstage.percent(share)}."
+        return f"The class {self.class_names[k]} has the most of them: {backstage.percent(share)}."
 
     def make_page(self, segmenter, worst=None) -> str:
         """The page as text; `worst` is the path of worst.png, or None."""
