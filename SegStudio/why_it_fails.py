@@ -299,8 +299,8 @@ class ErrorCauses:
         if now is not None:
             gain = f" Without them the mean IoU would be {without:.3f} instead of {now:.3f}."
         return (
-            f"Fix first: {title[0].lower() + title[1:]}. {backstage.percent(share)} of all wrong pixels "
-            f"{sentence}.{gain}"
+            f"Fix first: {title[0].lower() + title[1:]}. {backstage.percent(share)} of all wrong "
+            f"pixels {sentence}.{gain}"
         )
 
     def details(self, name) -> str:
