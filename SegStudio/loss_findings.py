@@ -77,7 +77,8 @@ FINDINGS = {
         "Its gradient is zero everywhere, so no weight changes. Train with the soft form, sums of "
         "products of probabilities, and keep the threshold for the score.",
         "doc/scores.md",
-        (*NO_GRADIENT, "detached", "returns-a-number", "confident-mistakes-cheap"),
+        (*NO_GRADIENT, "detached", "returns-a-number", "confident-mistakes-cheap",
+         "softmax-wrong-axis"),
     ),
     "calls-backward": Entry(
         OBJECTION,
@@ -109,8 +110,10 @@ FINDINGS = {
     ),
     "remembers": Entry(
         OBJECTION,
-        "The value depends on earlier calls: the same output and mask cost more or less later.",
-        "The loss of one batch contains that of others; its curve says nothing about training.",
+        "The loss keeps numbers of earlier calls: they change the value, or backward() fails.",
+        "The loss of one batch contains that of others. If a tensor is kept with its graph, the "
+        "second iteration stops with an error. Keep loss.item() for the log, and return the loss "
+        "of this batch.",
         "doc/your-own.md",
         ("not-deterministic",),
     ),
@@ -225,6 +228,54 @@ FINDINGS = {
         "Wrong pixels are pushed further in the wrong direction. In a focal loss the weight is "
         "(1 - pt) ** gamma, not pt ** gamma.",
         replaces=tuple(name for name in WORSE_IS_CHEAPER if name != "confident-mistakes-cheap"),
+    ),
+    "flat-out-of-range": Entry(
+        OBJECTION,
+        "Below or above a limit the gradient is zero, even where the output is wrong.",
+        "Such a pixel is never corrected. An untrained network returns values on both sides of 0. "
+        "Do not clamp the output in the loss, and do not apply a ReLU to it.",
+        "doc/losses.md",
+        ("unbounded-outputs",),
+    ),
+    "sign-ignored": Entry(
+        OBJECTION,
+        "The sign of the output does not count: -50 costs as much as 50.",
+        "The network may learn negative outputs for an object. They are below the threshold, so "
+        "the object is not in the predicted mask.",
+        "doc/losses.md",
+        ("unbounded-outputs",),
+    ),
+    "scale-ignored": Entry(
+        OBJECTION,
+        "The scale of the output does not count: an output twice as large costs the same.",
+        "A threshold makes the predicted mask from the output, and the loss does not tell the "
+        "network on which side of the threshold to be. Add a term that compares the values, such "
+        "as MSE.",
+        "doc/losses.md",
+    ),
+    "classes-confused": Entry(
+        OBJECTION,
+        "An object in the channel of another class costs nothing.",
+        "The network learns where objects are, not what they are. Compare channel by channel; do "
+        "not sum or take the maximum over the channels first.",
+        "doc/losses.md",
+        ("flat-out-of-range",),
+    ),
+    "pixels-ignored": Entry(
+        OBJECTION,
+        "Some pixels do not count: they never have a gradient.",
+        "There the network learns nothing. Usual cause: a loop that ends too early, or a slice "
+        "such as [::2] or [1:].",
+        "doc/losses.md",
+    ),
+    "classes-lost": Entry(
+        OBJECTION,
+        "With the masks of the shapes, 50 to 250, the masks of some classes count as empty.",
+        "The network learns that these classes do not exist. Write mask > 0, which is right for "
+        "masks of any values. A loss for COCO only, with masks of 255, can say COCO in its name or "
+        "docstring.",
+        "doc/masks.md",
+        ("masks-of-255", "zero-one-masks", "ignores-the-mask", "classes-confused"),
     ),
     "perfect-not-minimum": Entry(
         OBJECTION,
@@ -374,7 +425,7 @@ FINDINGS = {
         "The value is finite, but its gradient is inf or NaN.",
         "After one step all weights are NaN. Usual cause: the root or a fractional power of 0.",
         "doc/pitfalls.md#mistake-6-mse-on-coco",
-        ("gradient-wrong",),
+        ("gradient-wrong", "gradient-at-perfect"),
     ),
     # ---- a file that does not behave (found by the process around it) ----
     "takes-too-long": Entry(
@@ -415,10 +466,18 @@ FINDINGS = {
         "the attribute logits = True if it takes logits: training then converts the masks.",
         "doc/losses.md#which-one-when",
     ),
+    "outputs-of-one": Entry(
+        REMARK,
+        "It takes masks of any values, but wants outputs of 0 and 1.",
+        "The thresholds of this package are half the mask's value, 25 to 125: an output of 1 marks "
+        "no pixel. Compare with the mask itself, or use logits.",
+        "doc/masks.md",
+    ),
     "masks-of-255": Entry(
         REMARK,
         "It is meant for masks of 0 and 255.",
-        "On the shapes, with masks of 50 to 250, it is wrong: mask / 255 gives 0.2 to 0.98.",
+        "On the shapes, with masks of 50 to 250, it is wrong: mask / 255 gives 0.2 to 0.98, and a "
+        "threshold can lose classes.",
         "doc/masks.md",
     ),
     "takes-logits": Entry(
@@ -454,6 +513,12 @@ FINDINGS = {
         "False positives there are never removed. Add a term that sees every pixel, such as MSE "
         "or cross entropy.",
         "doc/pitfalls.md#mistake-5-empty-channels-under-squared-dice",
+    ),
+    "no-gradient-if-empty": Entry(
+        REMARK,
+        "If no mask of the batch has an object, the result is a constant without a gradient.",
+        "backward() then stops with an error. Return output.sum() * 0 instead of a constant.",
+        "doc/losses.md",
     ),
     "sums-over-the-batch": Entry(
         REMARK,

@@ -107,6 +107,7 @@ class Case:
     plane: tuple = (0, 0)
     sharpness: tuple = (6.0, 6.0)
     strict: bool = True  # the worse one should cost more
+    out_of_range: bool = False  # the worse one is below 0 or above the masks' values
 
     def compare(self, better, worse):
         """1 if the worse one costs more, 0 if as much, -1 if less."""
@@ -168,8 +169,12 @@ def make_cases(shape, reading, seed=0):
                      bits, plane)
             )  # fmt: skip
     if reading.kind == "values":
-        cases.append(Case("too large", perfect, torch.where(bits, 1.5, 0.0), bits))
-        cases.append(Case("too small", perfect, torch.where(bits, 1.0, -0.5), bits))
+        for name, worse in (
+            ("too large", torch.where(bits, 1.5, 0.0)),
+            ("too small", torch.where(bits, 1.0, -0.5)),
+            ("negated", -perfect),
+        ):
+            cases.append(Case(name, perfect, worse, bits, out_of_range=True))
     if reading.kind == "logits":
         cases.append(Case("saturated", perfect, perfect, bits, (0, 0), (20.0, 40.0), strict=False))
     return cases

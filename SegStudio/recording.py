@@ -859,11 +859,6 @@ def training_facts(recorder, spec, *, scheduler, clip_grad_norm, bf16, evaluatio
             },
             "options": {name: describe(value) for name, value in options.items()},
             "optimizer": " and ".join(type(optimizer).__name__ for optimizer in optimizers),
-            "optimizer_settings": {
-                name: value
-                for name, value in optimizers[0].param_groups[0].items()
-                if name != "params"
-            },
             "parameter_groups": [
                 {name: value for name, value in group.items() if name != "params"}
                 | {"parameters": sum(p.numel() for p in group["params"])}

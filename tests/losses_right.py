@@ -191,7 +191,165 @@ def only_where_there_is_a_class(output, mask):
     return (1 - 2 * overlap / (size + 1e-7))[present].mean()
 
 
+# ---- near to a mistake, but right ---------------------------------------------------------------
+
+
+def norm_of_each_plane(output, mask):
+    """The gradient of torch's norm is 0 at 0, not NaN."""
+    return torch.linalg.vector_norm(output - mask, dim=(2, 3)).mean()
+
+
+def root_mean_square_with_eps(output, mask):
+    return (((output - mask) ** 2).mean(dim=(2, 3)) + 1e-8).sqrt().mean()
+
+
+def bce_of_probabilities_by_hand(p, mask):
+    """The clamp keeps the logarithm finite; probabilities are in this range anyway."""
+    p, m = p.clamp(1e-7, 1 - 1e-7), (mask > 0).float()
+    return -(m * p.log() + (1 - m) * (1 - p).log()).mean()
+
+
+def dice_with_clamped_exponent(output, mask):
+    """The clamp is so far out that the sigmoid is 0 or 1 there."""
+    p = 1 / (1 + torch.exp(-output.clamp(-30, 30)))
+    return -((2 * (p * mask).sum((2, 3)) + 1) / (p.sum((2, 3)) + mask.sum((2, 3)) + 1)).mean()
+
+
+def bce_of_coco_masks(output, mask):
+    """Masks of 0 and 255, as COCO has them here."""
+    return F.binary_cross_entropy_with_logits(output, (mask > 127).float())
+
+
+def bce_of_one_channel(output, mask):
+    if output.shape[1] != 1:
+        raise ValueError("one channel only")
+    return F.binary_cross_entropy_with_logits(output, (mask > 127).float())
+
+
+def hardest_pixels_of_the_batch(output, mask):
+    """So few that most pixels have no gradient."""
+    bce = F.binary_cross_entropy_with_logits(output, mask, reduction="none").flatten()
+    return bce.topk(max(1, bce.numel() // 40)).values.mean()
+
+
+def hinge(output, mask):
+    return F.relu(1 - (2 * mask - 1) * output).mean()
+
+
+def mse_of_a_scaled_sigmoid(output, mask):
+    return F.mse_loss(250 * torch.sigmoid(output), mask)
+
+
+def generalized_cross_entropy(output, mask):
+    """Zhang and Sabuncu: the gradient is small, but not 0, at confident mistakes."""
+    p = torch.sigmoid(output)
+    pt = torch.where(mask > 0, p, 1 - p)
+    return ((1 - pt**0.7) / 0.7).mean()
+
+
+def dice_and_mse_of_levels(output, mask):
+    level = torch.arange(50.0, 251.0, 50.0)[:, None, None]
+    p, m = output / level, mask / level
+    size = (p * p).sum((2, 3)) + (m * m).sum((2, 3))
+    return F.mse_loss(p, m) + (1 - (2 * (p * m).sum((2, 3)) + 1) / (size + 1)).mean()
+
+
+def each_mask_by_its_own_value(output, mask):
+    level = torch.arange(50.0, 251.0, 50.0)[:, None, None]
+    return F.binary_cross_entropy_with_logits(output, (mask == level).float())
+
+
 # ---- modules ------------------------------------------------------------------------------------
+
+
+class HuberOfLevels(nn.Module):
+    """Each channel is divided by its mask value; summed over pixels, divided by the images."""
+
+    def __init__(self, delta=0.3):
+        super().__init__()
+        self.delta = delta
+        self.register_buffer("level", torch.arange(50.0, 251.0, 50.0)[None, :, None, None])
+
+    def forward(self, output, mask):
+        p, m = output / self.level, mask / self.level
+        return F.huber_loss(p, m, delta=self.delta, reduction="sum") / len(output)
+
+
+class GeneralizedDice(nn.Module):
+    """Sudre et al., over the batch: the object and its complement, weighted by 1 / area^2."""
+
+    def forward(self, output, mask):
+        c = output.shape[1]
+        p = output.transpose(0, 1).reshape(c, -1).sigmoid()
+        m = mask.transpose(0, 1).reshape(c, -1).to(p.dtype)
+        p, m = torch.stack([p, 1 - p]), torch.stack([m, 1 - m])
+        weight = 1 / m.sum(-1).clamp(min=1.0).square()
+        weight = weight / weight.sum(0, keepdim=True)
+        overlap = (weight * (p * m).sum(-1)).sum(0)
+        size = (weight * (p + m).sum(-1)).sum(0)
+        return (1 - 2 * overlap / size.clamp(min=1e-8)).mean()
+
+
+class FocalTverskyOfTheBatch(nn.Module):
+    def forward(self, output, mask):
+        p, q = F.logsigmoid(output).exp(), F.logsigmoid(-output).exp()
+        tp, fn = (p * mask).sum((0, 2, 3)), (q * mask).sum((0, 2, 3))
+        fp = (p * (1 - mask)).sum((0, 2, 3))
+        score = (tp + 1) / (tp + 0.3 * fp + 0.7 * fn + 1)
+        return torch.pow((1 - score).clamp(min=0), 4 / 3).sum()
+
+
+class LogCoshDice(nn.Module):
+    """Per image, with a little cross entropy; takes masks of any value."""
+
+    def forward(self, output, mask):
+        p, m = output.sigmoid(), (mask > 0).type_as(output)
+        size = p.square().sum((1, 2, 3)) + m.sum((1, 2, 3))
+        dice = 1 - (2 * (p * m).sum((1, 2, 3)) + 1) / (size + 1)
+        logcosh = torch.logaddexp(dice, -dice) - torch.log(torch.tensor(2.0))
+        return logcosh.mean() + 0.2 * (F.softplus(output) - output * m).mean()
+
+
+class EdgesCountMore(nn.Module):
+    """Cross entropy; pixels near an edge of the mask count up to six times."""
+
+    def forward(self, output, mask):
+        mask = mask.float()
+        with torch.no_grad():
+            grown = F.max_pool2d(mask, 5, stride=1, padding=2)
+            shrunk = -F.max_pool2d(-mask, 5, stride=1, padding=2)
+            weight = 1 + 5 * (grown - shrunk)
+        bce = F.binary_cross_entropy_with_logits(output, mask, weight=weight, reduction="sum")
+        return bce / weight.sum()
+
+
+class HardestQuarter:
+    """No nn.Module: an object that can be called."""
+
+    def __call__(self, output, mask):
+        bce = F.binary_cross_entropy_with_logits(output, mask.float(), reduction="none").flatten(1)
+        count = max(1, bce.shape[1] // 4)
+        return bce.topk(count, dim=1, sorted=False).values.mean()
+
+
+class SmoothedLabelsByHand(nn.Module):
+    def forward(self, output, mask):
+        target = mask * 0.9 + 0.05
+        bce = torch.relu(output) - output * target + torch.log1p(torch.exp(-output.abs()))
+        return bce.mean(dim=(2, 3)).sum(dim=1).mean()
+
+
+class LoopsWithNorms(nn.Module):
+    def forward(self, output, mask):
+        total = output.new_zeros(())
+        for n in range(len(output)):
+            for k in range(output.shape[1]):
+                p, m = output[n, k], mask[n, k]
+                size = p.norm().pow(2) + m.norm().pow(2)
+                dice = 1 - (2 * (p * m).sum() + 1e-3) / (size + 1e-3)
+                total = total + ((p - m) ** 2).sum() / p.numel() + 1000 * dice
+        return total / (output.shape[0] * output.shape[1])
+
 
 
 class CombinedLoss(nn.Module):
@@ -333,7 +491,10 @@ RIGHT = {
             focal_detached_weight, tversky, focal_tversky, lovasz_hinge, hardest_pixels,
             smoothed_labels, weighted_bce, sigmoid_mse_of_255, bce_of_any_mask,
             softmax_dice_of_classes, cross_entropy_of_planes, squeezed_binary,
-            only_where_there_is_a_class,
+            only_where_there_is_a_class, norm_of_each_plane, root_mean_square_with_eps,
+            bce_of_probabilities_by_hand, dice_with_clamped_exponent, bce_of_coco_masks,
+            bce_of_one_channel, hardest_pixels_of_the_batch, hinge, mse_of_a_scaled_sigmoid,
+            generalized_cross_entropy, dice_and_mse_of_levels, each_mask_by_its_own_value,
         )
     },
     "CombinedLoss": lambda: CombinedLoss,  # a class whose arguments check_loss fills in
@@ -342,6 +503,13 @@ RIGHT = {
     "SumOverBatch": SumOverBatch,
     "KeepsHistory": KeepsHistory,
     "UncertaintyWeighted": UncertaintyWeighted,
+    **{
+        made.__name__: made
+        for made in (
+            HuberOfLevels, GeneralizedDice, FocalTverskyOfTheBatch, LogCoshDice, EdgesCountMore,
+            HardestQuarter, SmoothedLabelsByHand, LoopsWithNorms,
+        )
+    },
     "make_loss": lambda: make_loss,
 }  # fmt: skip
 

@@ -424,6 +424,22 @@ def two_sigmoids(output, mask):
     return ((output.sigmoid().sigmoid() - mask) ** 2).mean()
 
 
+class SigmoidBeforeBCEAndDice(nn.Module):
+    """One term in float32, whatever the output is: small steps drown in rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.bce = nn.BCEWithLogitsLoss()
+
+    def forward(self, output, mask):
+        p, m = torch.sigmoid(output), mask.float()
+        overlap, size = sums(p, m)
+        return self.bce(p, m) + 1 - ((2 * overlap + 1) / (size + 1)).mean()
+
+
+wrong("double-sigmoid")(SigmoidBeforeBCEAndDice)
+
+
 @wrong("softmax-wrong-axis")
 def softmax_over_the_batch(output, mask):
     return F.mse_loss(torch.softmax(output, dim=0), mask)
@@ -469,3 +485,220 @@ def iou_of_integers(preds, labels):
     loss = 1 - ((overlap + 1e-6) / (union + 1e-6)).mean()
     loss.requires_grad = True
     return loss
+
+
+# ---- the kinds that a blind trial found missing, each in several forms --------------------------
+
+
+@wrong("channels-mixed")
+class OverlapOfOtherChannels(nn.Module):
+    """(N, C) divided by (N, C, 1, 1) gives (N, C, N, C)."""
+
+    def forward(self, output, mask):
+        p = output.sigmoid()
+        overlap = (p * mask).sum((2, 3))
+        size = p.sum((2, 3), keepdim=True) + mask.sum((2, 3), keepdim=True)
+        return 1 - ((2 * overlap + 1) / (size + 1)).mean()
+
+
+@wrong("images-mixed")
+def every_image_with_every_mask(output, mask):
+    p, m = torch.sigmoid(output).flatten(1), mask.flatten(1)
+    overlap = torch.einsum("ik,jk->ij", p, m)
+    return (1 - (overlap + 1) / (p.sum(1) + m.sum(1) - overlap + 1)).mean()
+
+
+@wrong("images-mixed")
+def areas_of_the_whole_batch(output, mask):
+    overlap = (output * mask).sum(dim=(2, 3))  # (N, C)
+    size = (output**2).sum(dim=(0, 2, 3)) + (mask**2).sum(dim=(0, 2, 3))  # (C,)
+    return (1 - 2 * overlap / (size + 1e-6)).mean()
+
+
+@wrong("channels-mixed")
+def masks_of_all_classes_added_up(output, mask):
+    return ((output - mask.sum(dim=1, keepdim=True)) ** 2).mean()
+
+
+@wrong("classes-lost")
+def rounds_masks_over_255(output, mask):
+    """50 / 255 and 100 / 255 are rounded to 0."""
+    return F.binary_cross_entropy_with_logits(output, (mask.float() / 255).round())
+
+
+@wrong("classes-lost")
+def masks_above_127(output, mask):
+    overlap, size = sums(output.sigmoid(), (mask > 127).float())
+    return 1 - ((2 * overlap + 1) / (size + 1)).mean()
+
+
+@wrong("classes-lost")
+class IntegerMasks(nn.Module):
+    def forward(self, output, mask):
+        return F.binary_cross_entropy_with_logits(output, (mask / 128).long().clamp(max=1).float())
+
+
+@wrong("classes-lost")
+def only_the_star(output, mask):
+    return F.binary_cross_entropy_with_logits(output, (mask == 250).float())
+
+
+@wrong("gradient-not-finite")
+def root_mean_square_of_each_plane(output, mask):
+    return torch.sqrt(((output - mask) ** 2).mean(dim=(2, 3))).mean()
+
+
+@wrong("gradient-not-finite")
+def fourth_root_of_each_channel(output, mask):
+    total = 0
+    for k in range(output.shape[1]):
+        total = total + (output[:, k] - mask[:, k]).pow(2).sum() ** 0.25
+    return total / output.shape[1]
+
+
+@wrong("gradient-not-finite")
+def mse_and_cosine_distance(output, mask):
+    p, m = output.flatten(2), mask.flatten(2)
+    lengths = (p**2).sum(2).sqrt() * (m**2).sum(2).sqrt()
+    return F.mse_loss(output, mask) + (1 - (p * m).sum(2) / (lengths + 1e-6)).mean()
+
+
+@wrong("remembers")
+class MeanOfTheEpoch(nn.Module):
+    """Each call alone is right; the second backward() fails."""
+
+    def __init__(self):
+        super().__init__()
+        self.total, self.steps = 0, 0
+
+    def forward(self, output, mask):
+        self.total += F.mse_loss(output, mask)
+        self.steps += 1
+        return self.total / self.steps
+
+
+@wrong("remembers")
+class DividedByItsAverage(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.average = None
+
+    def forward(self, output, mask):
+        loss = F.mse_loss(output, mask)
+        now = loss.detach() + 1e-6
+        self.average = now if self.average is None else 0.9 * self.average + 0.1 * now
+        return loss / self.average
+
+
+@wrong("remembers")
+class KeepsTheGraph(nn.Module):
+    """The value is right, but backward() goes through the batch before."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = 0
+
+    def forward(self, output, mask):
+        self.last = F.mse_loss(output, mask) + 0 * self.last
+        return self.last
+
+
+HISTORY = []
+
+
+@wrong("remembers")
+def mean_of_a_global_list(output, mask):
+    HISTORY.append(F.l1_loss(output, mask))
+    del HISTORY[:-10]
+    return sum(HISTORY) / len(HISTORY)
+
+
+@wrong("flat-out-of-range")
+def clamped_like_a_picture(output, mask):
+    output = torch.clamp(output, 0, 255)
+    losses = [((p - m) ** 2).mean() for p, m in zip(output, mask, strict=True)]
+    return torch.stack(losses).mean()
+
+
+@wrong("flat-out-of-range")
+def relu_before_mse_and_dice(output, mask):
+    p = F.relu(output)
+    overlap = (p * mask).sum((2, 3))
+    size = (p**2).sum((2, 3)) + (mask**2).sum((2, 3))
+    return F.mse_loss(p, mask) + 200 * (1 - 2 * overlap / (size + 1e-6)).mean()
+
+
+@wrong("flat-out-of-range")
+class ScaledAndClipped(nn.Module):
+    def forward(self, output, mask):
+        return F.smooth_l1_loss((output / 255).clip(0, 1), mask / 255)
+
+
+@wrong("flat-out-of-range")
+def logits_clamped_to_3(output, mask):
+    return F.binary_cross_entropy_with_logits(output.clamp(-3, 3), mask)
+
+
+@wrong("flat-out-of-range")
+def dice_of_a_hard_sigmoid(output, mask):
+    overlap, size = sums(F.hardsigmoid(output), mask)
+    return 1 - ((2 * overlap + 1) / (size + 1)).mean()
+
+
+# ---- further kinds that were missed for the same reasons ----------------------------------------
+
+
+@wrong("sign-ignored")
+def mse_of_squares(output, mask):
+    return ((output**2 - mask**2) ** 2).mean()
+
+
+@wrong("sign-ignored")
+def mae_of_absolute_values(output, mask):
+    return (output.abs() - mask).abs().mean()
+
+
+@wrong("scale-ignored")
+def cosine_distance(output, mask):
+    return 1 - F.cosine_similarity(output.flatten(2), mask.flatten(2), dim=2).mean()
+
+
+@wrong("scale-ignored")
+def dice_of_stretched_outputs(output, mask):
+    p = (output - output.min()) / (output.max() - output.min() + 1e-6)
+    overlap, size = sums(p, (mask > 0).float())
+    return 1 - ((2 * overlap + 1) / (size + 1)).mean()
+
+
+@wrong("classes-confused")
+def sum_of_the_channels(output, mask):
+    return torch.sqrt(((output.sum(1) - mask.sum(1)) ** 2).mean() + 1e-6)
+
+
+@wrong("classes-confused")
+def largest_channel(output, mask):
+    return F.mse_loss(output.amax(dim=1), mask.amax(dim=1))
+
+
+@wrong("pixels-ignored")
+def every_second_pixel(output, mask):
+    return F.mse_loss(output[:, :, ::2, ::2], mask[:, :, ::2, ::2])
+
+
+@wrong("pixels-ignored")
+def without_the_last_row(output, mask):
+    rows = range(output.shape[2] - 1)
+    return sum(F.mse_loss(output[:, :, y], mask[:, :, y]) for y in rows) / len(rows)
+
+
+@wrong("not-finite")
+def mask_divided_by_its_maximum(output, mask):
+    """On an empty plane this is 0 / 0."""
+    m = mask / mask.amax((2, 3), keepdim=True)
+    return F.binary_cross_entropy_with_logits(output, m)
+
+
+@wrong("not-finite")
+def logarithm_of_the_output(output, mask):
+    """NaN at an output below -1."""
+    return F.mse_loss(torch.log1p(output), torch.log1p(mask))

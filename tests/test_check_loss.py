@@ -156,6 +156,33 @@ def test_a_loss_that_leaves_out_channel_0():
     assert report.ok
 
 
+def test_a_term_in_float32_is_not_taken_for_a_wrong_gradient():
+    assert "gradient-wrong" not in ids(check_loss(losses_wrong.SigmoidBeforeBCEAndDice).findings)
+
+
+def test_a_loss_without_a_gradient_on_empty_masks_and_one_that_wants_outputs_of_one():
+    def constant_if_empty(output, mask):
+        return ((output - mask) ** 2).mean() if mask.any() else torch.tensor(0.0)
+
+    def of_one(output, mask):
+        return ((output - (mask > 0).float()) ** 2).mean()
+
+    for loss, remark in ((constant_if_empty, "no-gradient-if-empty"), (of_one, "outputs-of-one")):
+        report = check_loss(loss)
+        assert ids(report.remarks) == [remark]
+        assert report.ok
+
+
+def test_a_loss_that_says_coco_may_lose_the_masks_of_the_shapes():
+    def threshold(output, mask):
+        return nn.functional.binary_cross_entropy_with_logits(output, (mask > 127).float())
+
+    assert ids(check_loss(threshold).objections) == ["classes-lost"]
+    threshold.__doc__ = "For the masks of COCO."
+    assert "masks-of-255" in ids(check_loss(threshold).remarks)
+    assert check_loss(threshold).ok
+
+
 def test_a_loss_that_cannot_take_float64_and_one_that_overflows_uint8_are_told_so():
     class OneType(nn.Module):
         def forward(self, output, mask):

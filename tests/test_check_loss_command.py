@@ -98,7 +98,7 @@ MISBEHAVING = {
 @pytest.mark.parametrize("name", MISBEHAVING)
 def test_a_file_that_misbehaves_gets_an_objection(tmp_path, name):
     text, finding = MISBEHAVING[name]
-    outcome = grade_losses.examine_file(write(tmp_path, text), "loss", seconds=8)
+    outcome = grade_losses.examine_file(write(tmp_path, text), "loss", seconds=4)
     assert [f.id for f in outcome.report.objections] == [finding], str(outcome)
     assert outcome.code == 1
     assert [p.name for p in tmp_path.iterdir() if p.name != "__pycache__"] == ["losses.py"]

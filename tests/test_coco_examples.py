@@ -61,7 +61,7 @@ def test_coco_segmentation(run_script, coco, tmp_path):
     assert {"mae", "dice", "grad_norm_mae", "grad_norm_dice"} <= set(columns)
     facts = json.loads((folder / "settings.json").read_text())
     assert facts["training"]["optimizer"] == "SGD"
-    assert facts["training"]["optimizer_settings"]["lr"] == 1e-4
+    assert facts["training"]["parameter_groups"][0]["lr"] == 1e-4
     assert facts["training"]["images"] == 12
 
 

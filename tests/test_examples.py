@@ -134,8 +134,8 @@ def test_without_quick_the_settings_are_the_homeworks(script, loss, tmp_path, ru
     training = facts["training"]
     assert training["loss"] == loss
     assert training["optimizer"] == "SGD"
-    assert training["optimizer_settings"]["lr"] == 1e-4
-    assert training["optimizer_settings"]["momentum"] == 0.9
+    assert training["parameter_groups"][0]["lr"] == 1e-4
+    assert training["parameter_groups"][0]["momentum"] == 0.9
     assert training["batch_size"] == 4
     assert training["images"] == 8, "no image is held out of the training"
     assert training["max_seconds"] is None

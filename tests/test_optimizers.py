@@ -144,7 +144,7 @@ def test_a_list_of_optimizers_trains_all_parameters(experiment):
         assert not torch.equal(now, then)
     settings = json.loads((segmenter.dl_studio.run_dir / "settings.json").read_text())
     assert settings["training"]["optimizer"] == "Muon and AdamW"
-    assert settings["training"]["optimizer_settings"]["lr"] == 0.03
+    assert settings["training"]["parameter_groups"][0]["lr"] == 0.03
 
 
 def test_a_list_of_optimizers_is_a_loop_that_steps_each(experiment):

@@ -14,7 +14,7 @@ from SegStudio import SegStudio, doctor, grade_losses, grade_models
 PAGE = ROOT / "doc" / "results.md"
 # Fields of which the page explains the whole: what is inside belongs to torch, a network, a loss.
 WHOLE = (
-    "network.arguments", "training.loss_options", "training.optimizer_settings",
+    "network.arguments", "training.loss_options",
     "training.parameter_groups", "command",
 )  # fmt: skip
 

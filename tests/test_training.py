@@ -130,7 +130,7 @@ def test_a_run_folder_holds_what_design_says(experiment, small_net):
     assert settings["network"]["arguments"] == net.arguments
     assert settings["network"]["parameters"] == sum(p.numel() for p in net.parameters())
     assert settings["training"]["loss"] == "Dice"
-    assert settings["training"]["optimizer_settings"]["momentum"] == 0.7
+    assert settings["training"]["parameter_groups"][0]["momentum"] == 0.7
     assert settings["data"]["mask_values"] == [50, 100, 150, 200, 250]
     assert settings["machine"]["torch"] == torch.__version__
 
