@@ -119,10 +119,11 @@ def check_3(answer, _):
             channel = int((first - second).abs().argmax())
             says = "follows the image" if found[row, column] else "does not follow the image"
             raise Wrong(
-                f"{name}: follows says {backstage.percent(found.float().mean().item())} of the "
-                f"pixels, but it is {backstage.percent(truth.float().mean().item())}"
+                f"{name}: follows is True for "
+                f"{backstage.percent(found.float().mean().item())} of the pixels, but must "
+                f"be for {backstage.percent(truth.float().mean().item())}"
                 f"{'; ' if advice else ''}{advice}",
-                f"pixel (row {row}, column {column}): follows says that it {says};\n"
+                f"pixel (row {row}, column {column}): your follows says that it {says};\n"
                 f"its output in channel {channel} is {first[channel]:.4g} for one random image and "
                 f"{second[channel]:.4g} for another",
             )
@@ -145,7 +146,7 @@ def check_3(answer, _):
     yield "best_iou: a square of 4x4 pixels on the lattice can have 0.25, one of 3x3 only 0.11"
 
 
-# ---- exercise 4: balance the scales -------------------------------------------------------------
+# ---- exercise 4: balance the two terms ----------------------------------------------------------
 
 
 def gradient_at_output(term, output, mask):
@@ -175,7 +176,7 @@ def check_4(answer, _):
         if abs(found / expected - 1) > 0.01:
             known = {
                 "the ratio of the two values, not of their gradients": mse / dice,
-                "the norm of Dice's gradient divided by that of MSE: turn it over": theirs / ours,
+                "the norm of Dice's gradient divided by that of MSE: exchange them": theirs / ours,
                 "the ratio of the squared norms": expected**2,
                 "the ratio of the sums of absolute values, not of the norms": (
                     mse_gradient.abs().sum() / dice_gradient.abs().sum()
@@ -195,7 +196,7 @@ def check_4(answer, _):
                 f"Dice {dice:.4g}, norm of its gradient at the output {theirs:.4g}\n"
                 f"norm of {found:.4g} times Dice's gradient: {abs(found) * theirs:.4g}",
             )
-        yield f"for {name} both terms pull equally at {expected:.4g}"
+        yield f"for {name} the gradients have the same norm at the scale {expected:.4g}"
 
 
 # ---- exercise 5: which single-instance rule? ----------------------------------------------------
@@ -325,13 +326,13 @@ def check_6(answer, _):
     yield "for outputs and masks of 0 and 1 it equals the report's formula"
     for m in (0, 1, *MASK_VALUES):
         if abs(at(m, m)[0]) > 1e-4:
-            raise Wrong("a perfect output must cost 0", pixel(m, m))
+            raise Wrong("the loss of a perfect output must be 0", pixel(m, m))
     for m in (0, 1, *MASK_VALUES):
         others = sorted({-1 - m, -1.0, -0.5, 0, 0.5, 1, m / 2, 0.9 * m, 2 * m, 1000, -1000} - {m})
         for p in sorted(others, key=lambda p: abs(p - m)):
             if at(p, m)[0] <= 1e-6:
                 raise Wrong(
-                    "a wrong output costs no more than a perfect one, so it is the minimum, too",
+                    "the loss of a wrong output is not higher than that of a perfect output",
                     f"{pixel(p, m)}\n{pixel(m, m)}",
                 )
     yield "the minimum is 0, at p = m and only there, for masks of 0 to 250"
@@ -339,7 +340,7 @@ def check_6(answer, _):
         steps = [at(share * m, m)[0] for share in (0, 0.25, 0.5, 0.75, 1)]
         if steps != sorted(steps, reverse=True) or at(0, m)[1] >= 0:
             raise Wrong(
-                "from p = 0 to p = m the loss must fall, or training finds no way to the mask",
+                "from p = 0 to p = m the loss must fall, or training does not reach the mask",
                 "\n".join(pixel(share * m, m) for share in (0, 0.25, 0.5, 0.75, 1)),
             )
     yield "it falls from p = 0 to p = m"
@@ -348,17 +349,17 @@ def check_6(answer, _):
     if abs(value - 0.25) > 1e-4:
         raise Wrong(
             "the loss of several pixels must be the mean of their losses",
-            f"outputs 1 and 50, masks 0 and 50: loss {value:.6g}; the pixels alone cost "
+            f"outputs 1 and 50, masks 0 and 50: loss {value:.6g}; each pixel alone: "
             f"{at(1, 0)[0]:.6g} and {at(50, 50)[0]:.6g}",
         )
     yield "several pixels: the mean"
 
 
-# ---- exercise 7: your own loss beside the yardstick ---------------------------------------------
+# ---- exercise 7: your own loss against MSE ------------------------------------------------------
 
 TRAIN_IMAGES, TEST_IMAGES = 1500, 200
 MARGIN = 0.02  # of the mean IoU: less is no difference
-LEAST_STEPS = 20  # also on a computer that needs longer for them
+LEAST_STEPS = 20  # even if they take longer than the time limit
 
 
 def check_7(answer, seconds):
@@ -377,13 +378,13 @@ def check_7(answer, seconds):
         for runner in runners:
             runner.step(images[batch], masks[batch], steps)
         steps += 1
-    yardstick, yours = (runner.score(test_images, test_masks) for runner in runners)
+    of_mse, yours = (runner.score(test_images, test_masks) for runner in runners)
     yield f"it trains: {steps} steps of 16 images with each loss, the same images and first weights"
-    numbers = f"mean IoU on {len(test_images)} other images: MSE {yardstick:.3f}, yours {yours:.3f}"
-    if yours < yardstick + MARGIN:
+    numbers = f"mean IoU on {len(test_images)} other images: MSE {of_mse:.3f}, yours {yours:.3f}"
+    if yours < of_mse + MARGIN:
         raise Wrong(
             f"MyLoss must beat MSE by {MARGIN} or more: this "
-            f"{'is a tie' if abs(yours - yardstick) < MARGIN else 'is worse'}",
+            f"{'is a tie' if abs(yours - of_mse) < MARGIN else 'is worse'}",
             numbers,
         )
     yield numbers
@@ -403,7 +404,7 @@ class Runner:
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise Wrong(f"{self.name} must return one number as a tensor with a gradient")
         if not torch.isfinite(loss):
-            raise Wrong(f"{self.name} is {loss.item()} in step {number + 1}: training cannot go on")
+            raise Wrong(f"{self.name} is {loss.item()} in step {number + 1}: training must stop")
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -446,14 +447,14 @@ def check_8(answer, _):
     found = make_dataset(shapes)
     names, values = (getattr(found, name, ()) for name in ("class_names", "mask_values"))
     if tuple(names[:5]) != CLASSES or len(set(names)) != 6:
-        raise Wrong(f"class_names must be the five names and yours, not {names}")
+        raise Wrong(f"class_names must be the five names and one of your own, not {names}")
     if len(values) != 6 or any(int(value) != value or not 1 <= value <= 255 for value in values):
         raise Wrong(
             f"mask_values must be six whole numbers from 1 to 255, not {tuple(values)}: the masks "
             f"are uint8, in which 300 becomes 44"
         )
     if len(found) != len(shapes):
-        raise Wrong(f"it has {len(found)} items; the data set that it is given has {len(shapes)}")
+        raise Wrong(f"SixShapes(shapes) has {len(found)} items, but shapes has {len(shapes)}")
     yield f"six classes: {', '.join(names)}"
     for index in range(len(shapes)):
         check_item(found, shapes, index, names, values)
@@ -465,7 +466,7 @@ def check_8(answer, _):
     if len({tuple(plane.flatten().tolist()) for plane in used}) < len(used) / 2:
         raise Wrong(
             f"the {names[5]} is the same in most images: draw it at random places and in random "
-            f"sizes, or the network learns the place"
+            f"sizes, or the network learns only the place"
         )
     full = 0
     for plane in used:
@@ -473,7 +474,7 @@ def check_8(answer, _):
         box = plane[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
         full += bool(box.all())
     if full > len(used) / 2:
-        raise Wrong(f"most of the class {names[5]} are filled boxes: that is the rectangle's shape")
+        raise Wrong(f"most shapes of the class {names[5]} are filled boxes, as the rectangles are")
     yield f"the class {names[5]} is in {len(used)} images, at different places"
     report = check_network(make_network(), (64, 64), out_channels=6)
     if report.objections:
@@ -499,8 +500,8 @@ def check_item(found, shapes, index, names, values):
     again = found[index]
     if not (torch.equal(again["image"], image) and torch.equal(again["mask_tensor"], mask)):
         raise Wrong(
-            "the same item is another one at the second reading: draw from a generator that is "
-            "seeded with the index, as np.random.default_rng(index)",
+            "the same item is different when it is read again: use a generator that is seeded with "
+            "the index, such as np.random.default_rng(index)",
             f"item {index}",
         )
     for k, plane in enumerate(mask):
@@ -570,10 +571,10 @@ def tensor_of(value, name, shape):
 EXERCISES = {
     1: ("write Dice", check_1, "doc/losses.md"),
     3: ("why is the IoU stuck at 0.25?", check_3, "doc/networks.md"),
-    4: ("balance the scales", check_4, "doc/losses.md"),
+    4: ("balance the two terms", check_4, "doc/losses.md"),
     5: ("which single-instance rule?", check_5, "Datasets/COCO.md"),
     6: ("fix the pole", check_6, "doc/losses.md"),
-    7: ("your own loss beside the yardstick", check_7, "doc/your-own.md"),
+    7: ("your own loss against MSE", check_7, "doc/your-own.md"),
     8: ("your own shape class", check_8, "doc/masks.md"),
 }
 
@@ -600,7 +601,7 @@ def run_apart(number, path, train_seconds, seconds, memory):
 
 
 def examine(path, number, train_seconds):
-    """Load and check an answer: a dict of right, a list, and wrong and example, if it is wrong.
+    """Load and check an answer: a dict of "right", a list; if it is wrong, "wrong" and "example".
 
     Errors: students_code.NotLoaded.
     """
@@ -621,7 +622,7 @@ def examine(path, number, train_seconds):
     except SystemExit as error:
         found["wrong"] = f"it calls sys.exit({error.code!r})"
     except MemoryError:
-        students_code.limit_memory(None)  # what follows needs a little
+        students_code.limit_memory(None)  # the next lines need some memory
         found["wrong"] = "it needs more memory than the limit"
     except Exception as error:
         found["wrong"] = in_words(error, path)
@@ -663,7 +664,10 @@ def main():
     seconds = flags.limit
     if flags.number == 7:
         seconds += flags.train_seconds
-        print(f"Two trainings at once, {flags.train_seconds:g} seconds in all ...\n", flush=True)
+        print(
+            f"Two trainings at the same time, {flags.train_seconds:g} seconds in total ...\n",
+            flush=True,
+        )
     path = flags.file.resolve()
     found = run_apart(flags.number, path, flags.train_seconds, seconds, flags.memory)
     sys.exit(show(found, page))
@@ -686,7 +690,7 @@ def show(found, page):
     print(f"WRONG  {found['wrong']}")
     for line in found.get("example", "").splitlines():
         print(f"         {line}")
-    print(f"\nCorrect this first; what comes after it was not checked. Read on: {page}")
+    print(f"\nCorrect this first: the checks after it were not run. Read on: {page}")
     return WRONG
 
 

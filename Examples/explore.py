@@ -1,21 +1,21 @@
-"""The page that is alive: a trained network runs in the browser, on shapes that you draw.
+"""A trained network in the browser: draw shapes, and see its masks and feature maps.
 
     python Examples/explore.py runs/classroom_demo           # strided beside dense
     python Examples/explore.py runs/best_segmentation        # any mUnet or UNet trained on shapes
     python Examples/explore.py runs/first runs/second        # two runs side by side
 
-Writes RUN/explore.html in a few seconds: one file that holds everything, to open by a double click,
-to mail, or to show on a projector. It needs no internet and no server. In it
+Writes RUN/explore.html in a few seconds: one file that contains everything. Open it by a double
+click, or send it by mail. It needs no internet connection and no server. In the page
 
 - you draw and drag shapes, or choose a test image, and the masks follow;
-- a click on a stage of the network shows its feature maps of this very image;
+- a click on a stage of the network shows its feature maps of your image;
 - a click on an output pixel shows its receptive field, and whether the input reaches it at all;
-- a slider for each class moves its threshold; scores and DLStudio's windows stand beside it;
-- you paint a mask yourself, and it is scored like the network's.
+- a slider for each class moves its threshold; scores and DLStudio's windows are beside it;
+- you paint a mask yourself and see its score, beside those of the network.
 
 The classroom demo and semantic_segmentation.py --quick leave two networks in one folder: the dense
-one, and the strided one in the folder strided/ in it. The page shows both. Networks of up to
-1,000,000 parameters fit; the homework's own, with 7 million, does not.
+one, and the strided one in the folder strided/ in it. The page shows both. The page takes
+networks of up to 1,000,000 parameters; the homework's network, with 7 million, is too large.
 
 The parts of the page are beside this file: explore.html.j2, explore.css, explore.js (what the page
 does), explore_network.js (the network in JavaScript). export_graph.py prepares the network for it.
@@ -44,7 +44,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="one or two folders of runs")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folders of one or two runs")
     parser.add_argument("--dataroot", metavar="DIR", help="folder of the data; default: the run's")
     parser.add_argument("--out", metavar="FILE", help="the page; default: RUN/explore.html")
     flags = parser.parse_args()
@@ -57,14 +57,14 @@ def main():
 
 
 def find_runs(names):
-    """The folders of the networks to show: a run, and the strided one that it holds, if any."""
+    """The folders of the networks to show: the runs, and strided/ if a single run has it."""
     runs = [Path(name).expanduser() for name in names]
     if len(runs) > 2:
         raise ValueError(f"the page shows one or two runs, not {len(runs)}")
     strided = runs[0] / "strided"
     if len(runs) == 2 or not (strided / "settings.json").is_file():
         return runs
-    # Another command may have used the same folder since: then its strided network is an old one.
+    # A later command may have used the same folder: then strided/ is from an earlier command.
     commands = [backstage.read_settings(run)["command"] for run in (strided, runs[0])]
     return [strided, *runs] if commands[0] == commands[1] else runs
 
@@ -76,7 +76,7 @@ def make_page(runs, dataroot=None):
     """The page as text.
 
     Errors: FileNotFoundError for a folder without a run; ValueError for a network that is too
-    large, of another kind, or trained on something else than the five shapes.
+    large, of another class, or not trained on the five shapes.
     """
     dls = SegStudio(run_name="explore")  # makes no folder before something is written
     segmenter = SegStudio.SemanticSegmentation(dl_studio=dls, max_num_objects=5)
@@ -124,7 +124,7 @@ def describe_network(segmenter, run):
     parameters = sum(p.numel() for p in net.parameters())
     if parameters > LARGEST_NETWORK:
         raise ValueError(
-            f"{run} holds a {kind} of {parameters:,} parameters, and the page runs networks of up "
+            f"{run} has a {kind} of {parameters:,} parameters, but the page takes networks of up "
             f"to {LARGEST_NETWORK:,}: give a smaller one, such as the run of "
             f"Examples/classroom_demo.py"
         )
@@ -132,7 +132,7 @@ def describe_network(segmenter, run):
     shapes = segmenter.PurdueShapes5MultiObjectDataset
     if tuple(spec["class_names"]) != shapes.class_names or list(spec["image_size"]) != [64, 64]:
         raise ValueError(
-            f"{run} was trained on {', '.join(spec['class_names'])}, and the page draws "
+            f"{run} was trained on {', '.join(spec['class_names'])}, but the page draws "
             f"{', '.join(shapes.class_names)} of 64x64 pixels: give a run on these shapes"
         )
     graph = export_graph(net, spec["image_size"])

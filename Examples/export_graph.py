@@ -1,6 +1,6 @@
 """A trained network as a list of simple steps, for explore.py, whose page runs them in JavaScript.
 
-A forward pass is recorded, not written down by hand: so code and page cannot disagree.
+It records a forward pass of the network, so the page always computes what the code computes.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def export_graph(net, image_size):
     """The Graph of a network in eval mode, for images (3, H, W) with image_size (H, W).
 
     BatchNorm in eval mode is a scale and a shift; they become part of the convolution before it.
-    A transposed convolution is a `spread` and a convolution with the kernel turned around.
+    A transposed convolution is a `spread` and a convolution with the flipped kernel.
 
     Errors: ValueError for an operation that the page does not know.
     """
@@ -68,7 +68,7 @@ class Recorder(TorchFunctionMode):
         self.image = image
         self.steps = []
         self.numbers = {}  # id of a tensor -> number of the step that made it
-        self.tensors = []  # keeps them alive, so that no id is used twice
+        self.tensors = []  # keeps them in memory, so that no id is used twice
         self.stages = []
         self.inside = 0  # how many watched modules the forward pass is in
         self.calls = {}
@@ -258,7 +258,7 @@ class Recorder(TorchFunctionMode):
 
     def add_affine(self, result, x, scale, shift):
         if isinstance(scale, torch.Tensor) or isinstance(shift, torch.Tensor):
-            raise self.refusal("it multiplies or subtracts tensors")
+            raise self.refusal("it multiplies, divides or subtracts two tensors")
         ones = torch.ones(x.shape[1]).double()
         self.add("affine", [x], result, scale=scale * ones, shift=shift * ones)
 
@@ -294,7 +294,7 @@ class Recorder(TorchFunctionMode):
                 self.steps[k]["readers"] += 1
 
     def fold(self, number, step, before):
-        """Let a scale or a ReLU become the end of the step before, if nothing else reads that."""
+        """Put a scale or a ReLU into the step before it, if no other step reads that step."""
         shown = {stage["step"] for stage in self.stages}
         if before["readers"] != 1 or step["from"][0] in shown or before["relu"]:
             return

@@ -2,8 +2,8 @@
 
     python -m SegStudio check-network my_network.py:MyNet
 
-Objections say what is wrong, remarks what to know. The exit code is 0 without objections, 1 with
-some, and 2 if the network cannot be loaded. In Python:
+Objections say what is wrong; remarks say what else you should know. The exit code
+is 0 without objections, 1 with some, and 2 if the network cannot be loaded. In Python:
 SegStudio.SemanticSegmentation.check_network(net). doc/check-network.md explains every finding.
 
 The file runs in a process of its own with a limit of time and memory. That is no sandbox: it can do
@@ -52,12 +52,12 @@ OBJECTIONS = {
         "They get new random weights in each call and are never trained. Make them in __init__."
     ),
     "random in eval mode": (
-        "Two tests of one network would give two scores. Use nn.Dropout, which eval() switches "
-        "off, or F.dropout(x, training=self.training)."
+        "Two tests of one network would give different scores. Use nn.Dropout, which eval() "
+        "switches off, or F.dropout(x, training=self.training)."
     ),
     "changes its input": (
-        "The images that the script still uses are damaged: x += 1 and relu_ write into the "
-        "caller's tensor. Write x = x + 1."
+        "The network overwrites images that the script still needs: x += 1 and relu_ change the "
+        "tensor of the caller. Write x = x + 1."
     ),
     "images of a batch mix": (
         "The masks of an image must not depend on the other images. Look for an operation over "
@@ -73,7 +73,8 @@ OBJECTIONS = {
         "of 0 to 255 that are not scaled, or for ReLUs that are all 0."
     ),
     "layers without a gradient": (
-        "They are used but never learn: look for detach(), no_grad() or .data after them."
+        "They change the output but are never trained: look for detach(), no_grad() or .data "
+        "after them."
     ),
     "pixels without a path": (
         "No loss and no training can correct these pixels. Look for a transposed convolution "
@@ -95,10 +96,10 @@ REMARKS = {
     ),
     "frozen weights": "requires_grad is False: training does not change them.",
     "weights without a gradient at present": (
-        "They cannot learn in the first step. That is right for a layer that starts at 0, and "
-        "wrong for ReLUs that are always 0 or a saturated activation."
+        "The first step does not change them. That is normal if the weights of a later layer "
+        "start at 0. It is wrong if ReLUs are always 0 or an activation is saturated."
     ),
-    "pixels that are silent at present": (
+    "pixels that are constant at present": (
         "Look for weights of 0, or a dead or saturated activation."
     ),
     "BatchNorm": (
@@ -106,7 +107,7 @@ REMARKS = {
         "methods do it."
     ),
     "no batch of one image in train mode": (
-        "Leave a last batch of one image out: DataLoader(drop_last=True), or choose another "
+        "The last batch of an epoch may have one image: use DataLoader(drop_last=True) or another "
         "batch size."
     ),
     "one image size only": (
@@ -114,33 +115,32 @@ REMARKS = {
         "is written as a number."
     ),
     "small receptive field": (
-        "A pixel that sees a part of a shape cannot know which shape it is: lower the "
-        "resolution in between, or use dilation."
+        "If an output pixel depends on only a part of a shape, its class cannot be predicted: "
+        "lower the resolution in the middle of the network, or use dilation."
     ),
     "outputs from 0 to 1": (
         "Train it with masks of 0 and 1 and a loss on probabilities. It cannot reach mask "
         "values of 50 to 250, and a loss on logits would apply the sigmoid twice."
     ),
     "outputs that add up to 1": (
-        "The classes exclude each other (softmax). The masks here have no plane for the "
-        "background, so some class wins at each pixel. Without softmax each class has its own "
-        "threshold."
+        "A softmax at the end. At a background pixel all planes of the mask are 0, and a softmax "
+        "cannot reach that. Without softmax each class has its own threshold."
     ),
     "outputs from -1 to 1": "A tanh at the end: it cannot reach mask values of 50 to 250.",
     "outputs never below 0": (
-        "A ReLU at the end: as logits they can never say background, and a pixel below 0 gets "
-        "no gradient."
+        "A ReLU at the end: read as logits, the probability is never below 0.5, and a pixel "
+        "below 0 gets no gradient."
     ),
     "unusual number of channels": (
-        "The shapes have 5 classes, the COCO task has one channel. Give --out-channels if it is "
-        "meant."
+        "The shapes have 5 classes, the COCO task has one channel. If your number is intended, "
+        "give --out-channels."
     ),
     "almost DLStudio's state dict": "Weights of DLStudio's mUnet do not load without a change.",
 }
 
 
 class Finding(namedtuple("Finding", "kind name proof")):
-    """An "objection" (it is wrong) or a "remark" (right, but know this), with what was measured."""
+    """An "objection" (a mistake) or a "remark" (no mistake, but good to know), with its proof."""
 
     __slots__ = ()
 
@@ -505,7 +505,7 @@ class Examination:
         if not reached.all():
             self.object("pixels without a path", self.coverage.summary)
         elif not now.all():
-            self.remark("pixels that are silent at present", self.coverage.summary)
+            self.remark("pixels that are constant at present", self.coverage.summary)
 
     def check_places(self):
         """Which input pixels an output pixel depends on, by the gradient; four of them."""
@@ -740,7 +740,7 @@ def describe(error):
 def add_command(commands):
     parser = commands.add_parser(
         "check-network",
-        help="say what is wrong with a network of your own",
+        help="say what is wrong with your own network",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -777,7 +777,9 @@ def run(options):
         report = NetworkReport(**ending.answer)
     else:
         finding = "does not end" if ending.how in ("time", "flood") else "ends the process"
-        report = NetworkReport([("objection", finding, f"{ending.text.capitalize()}.")])
+        report = NetworkReport(
+            [("objection", finding, f"{ending.text[0].upper()}{ending.text[1:]}.")]
+        )
     print(report)
     return 1 if report.objections else 0
 

@@ -4,9 +4,9 @@
     python -m SegStudio doctor --data DIR      # is this data whole?
 
 --data DIR examines the archives of shapes in a folder (or one archive), a folder that
-Datasets/prepare_coco.py wrote, or COCO as it is downloaded. It prints format, counts and
-statistics beside those of the homework and of SegStudio's own drawings. The exit code is 0 if
-everything is whole, 1 if something is not, 2 if there is no such data.
+Datasets/prepare_coco.py wrote, or the original files of COCO. It prints format, counts
+and statistics, beside those of the homework and of the images that SegStudio draws. The exit code
+is 0 if everything is whole, 1 if something is not, 2 if there is no such data.
 """
 
 import argparse
@@ -40,8 +40,8 @@ def add_command(commands):
     )
     add = parser.add_argument
     add("--data", metavar="DIR", help="examine this data instead")
-    add("--dataroot", default="data", metavar="DIR", help="where to look for data; default data")
-    add("--no-times", action="store_true", help="measure no iterations: a few seconds")
+    add("--dataroot", default="data", metavar="DIR", help="the folder of the data; default data")
+    add("--no-times", action="store_true", help="do not measure iterations: a few seconds")
     parser.set_defaults(run=run)
 
 
@@ -223,10 +223,10 @@ def describe_times():
         quick = "" if example.quick is None else f"{example.quick} s"
         yield f"{example.name:50}{quick:>10}{time_in_words(full_seconds(example, seconds)):>14}"
     yield ""
-    yield "--quick: the limit of the example itself, on any computer; a slow one learns less in it."
-    yield "without: the limit of the example, or iterations times the measured time. Drawing the"
-    yield "data, scores and figures come on top. COCO: the synthetic set. Other programs that run"
-    yield "during the measurement make it slower."
+    yield "--quick: the time limit of the example, the same on any computer; slow ones train less."
+    yield "without: the time limit, or the number of iterations times the measured time. Drawing"
+    yield "data, scores and figures take additional time. COCO: the synthetic set. If other"
+    yield "programs run during the measurement, the times are too long."
 
 
 def full_seconds(example, seconds):
@@ -354,7 +354,7 @@ def drawn_items(number):
 
 
 def statistics_of_shapes(items, problems):
-    """{name: value as text} over (number, record); adds a problem for each contradiction in one."""
+    """{name: value as text} over (number, record); adds a problem for each contradiction."""
     squares, shapes, sides, colors = [], Counter(), [], Counter()
     classes, dark, loose, holes = Counter(), 0, 0, 0
     number_of_images = 0
@@ -453,8 +453,8 @@ def examine_prepared(folder, problems):
         yield (
             "pixels of objects",
             (
-                f"{share:.1%}, so with masks of 255 an output of 0 has a MAE of {255 * share:.1f}; "
-                f"the homework: 32% and 81.7"
+                f"{share:.1%}, so with masks of 255 an output of 0 has an MAE of "
+                f"{255 * share:.1f}; the homework: 32% and 81.7"
             ),
         )
 

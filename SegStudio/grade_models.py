@@ -4,11 +4,11 @@
 
 The shapes are drawn from the seed, so keep it secret until the models are handed in. models/ holds
 a file for each student, such as models/ada.pt, or the folder of a run, such as models/ada/ with
-model.pt and settings.json. The network is the one that settings.json names; for a file ada.pt it is
-ada.json or settings.json beside it, or the one that --network and its options name for all.
+model.pt and settings.json. settings.json names the network; for a file ada.pt, ada.json or
+settings.json beside it does. Without such a file, --network and its options name it.
 
-grades.csv gets a row for each student; a model that cannot be scored has its reason there. A file
-of weights is read without running what it says. The exit code is 0 if all models were scored, 1 if
+grades.csv gets a row for each student; for a model that cannot be scored, it has the reason.
+Loading a file of weights runs no code from it. The exit code is 0 if all models were scored, 1 if
 some were not, 2 if nothing could be graded.
 """
 
@@ -35,7 +35,7 @@ COLUMNS = (
 )  # fmt: skip
 ASSUMED = "assumed: the file does not say"
 SUFFIXES = (".pt", ".pth", "")  # of files with weights; DLStudio's has none: saved_model
-# The seeds of find_or_generate, with which students train, are smaller.
+# Students train on images from find_or_generate, whose seeds are smaller.
 FIRST_SEED = 10**12
 
 
@@ -189,8 +189,8 @@ def find_network(path, options):
             return read_settings(file)
     if options.network is None:
         raise ValueError(
-            f"there is no settings.json beside {path.name}, and no --network was given: it is not "
-            f"known which network these weights belong to"
+            f"there is no settings.json beside {path.name}, and no --network was given: the "
+            f"network of these weights is not known"
         )
     width = {} if options.width is None else {"width": options.width}
     if options.network == "UNet":
@@ -230,7 +230,7 @@ def build(network, arguments):
         with torch.device("meta"):
             return networks[network](**arguments)
     except TypeError as error:
-        raise ValueError(f"settings.json is of another version: {error}") from None
+        raise ValueError(f"settings.json is from another version: {error}") from None
 
 
 def output_spec_of(state, options):
@@ -249,7 +249,7 @@ def output_spec_of(state, options):
     except (KeyError, TypeError, ValueError):
         raise ValueError("its metadata does not say how to read its output") from None
     if len(values) != 5:
-        raise ValueError(f"it has {len(values)} output channels and the shapes 5 classes")
+        raise ValueError(f"it has {len(values)} output channels, but the shapes have 5 classes")
     if set(names) == set(Shapes.class_names) and names != list(Shapes.class_names):
         raise ValueError(f"its classes are in another order: {', '.join(names)}")
     spec = {**standard, "mask_values": values, "logits": logits or options.logits}

@@ -1,7 +1,7 @@
 """How the images of a training are loaded: loaders, their order and their random numbers.
 
-A training can stop after any batch and go on in another process with the next one. For that it
-knows the order of the images and all random numbers: see TrainingBatches.
+A training can stop after any batch and continue in another process with the next one. For this,
+TrainingBatches controls the order of the images and all random numbers.
 """
 
 import multiprocessing
@@ -175,13 +175,13 @@ def seed_generators(*seed):
 class TrainingBatches:
     """The batches of a loader, which can begin at any batch and be shared between processes.
 
-    With a seed, the order of an epoch depends on the seed and the number of the epoch only, and
-    the random numbers that a dataset draws for its items on the number of the batch too. So
+    With a seed, the order of the images in an epoch depends only on the seed and the number of the
+    epoch. The random numbers for the items of a batch also depend on the number of the batch. So
     neither the number of workers nor an interruption changes them. Without a seed, order and
     random numbers are those that the loader itself would give.
 
     A loader that is no DataLoader, or whose dataset is a stream or makes the batches itself, is
-    used as it is: to begin later, it is read from its start.
+    used without changes: to begin later, its first batches are read and dropped.
 
     Args:
         loader: any loader of dicts with image and mask_tensor.
@@ -340,10 +340,10 @@ class BatchesOfItems(Dataset):
 
 
 class StartWorker:
-    """What a worker does first: leave Ctrl-C to the main process, which finishes its step.
+    """What a worker does first: ignore Ctrl-C, because the main process must finish its step.
 
-    It also watches that process. torch's own watch does not notice its death if workers are
-    started by a forkserver, as Python does from 3.14 on: they would stay for ever.
+    The worker also ends when the main process has ended. torch does not do that for workers that a
+    forkserver starts, as Python does on Linux from 3.14 on.
     """
 
     def __init__(self, then):

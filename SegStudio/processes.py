@@ -30,7 +30,7 @@ def rank_of_torchrun():
 
 
 def join(use_gpu):
-    """Meet the other processes, once; torchrun tells each of them where."""
+    """Join the process group, once; torchrun has set its address in the environment."""
     if not started_by_torchrun() or dist.is_initialized():
         return
     if use_gpu and torch.cuda.is_available():
@@ -74,7 +74,7 @@ def temporary_folder():
 
 @contextlib.contextmanager
 def one_after_another():
-    """Inside, the first process of each machine comes first; the others find its files."""
+    """The first process of each machine runs the body first; the others then find its files."""
     first = local_rank() == 0
     if world_size() > 1 and not first:
         dist.barrier()
@@ -122,7 +122,7 @@ def total(scores):
 
 
 def device_of_messages():
-    """nccl sends tensors of a GPU only, gloo those of the CPU."""
+    """The device of tensors that processes exchange: nccl needs the GPU, gloo the CPU."""
     if dist.get_backend() == "nccl":
         return torch.device("cuda", local_rank())
     return torch.device("cpu")

@@ -110,7 +110,7 @@ def make_optimizer(optimizer, net, dls):
         if closure is not None and closure.default is closure.empty:
             raise ValueError(
                 f"{type(each).__name__} calls a closure several times in each step, which this "
-                f"loop does not offer: use another optimizer, such as torch.optim.AdamW"
+                f"loop does not support: use another optimizer, such as torch.optim.AdamW"
             )
     return optimizer
 
@@ -144,7 +144,7 @@ class FractionSchedule:
 
 
 class PlateauSchedule:
-    """torch's ReduceLROnPlateau, told the mean training loss after each epoch."""
+    """torch's ReduceLROnPlateau; it gets the mean training loss after each epoch."""
 
     def __init__(self, scheduler):
         if scheduler.mode != "min":
@@ -341,7 +341,7 @@ class TrainingRecorder:
         self.on_log = on_log
         self.evaluate_every = evaluate_every
         self.evaluate = evaluate
-        # A buffer may hold infinities on purpose, such as the mask of an attention.
+        # A buffer may contain infinities on purpose, such as an attention mask.
         state = net.state_dict().items()
         self.finite = {name for name, value in state if torch.isfinite(value).all()}
         self.scheduler = None
@@ -386,8 +386,8 @@ class TrainingRecorder:
                 guard = ', or because the script has no if __name__ == "__main__":'
             raise ChildProcessError(
                 f"a process that loads images was killed, perhaps because the memory was full"
-                f"{guard} ({str(error).splitlines()[0]}). Use fewer workers, num_workers=0 for "
-                f"none. {backstage.how_to_go_on(self.dl_studio)}"
+                f"{guard} ({str(error).splitlines()[0]}). Use fewer workers, or "
+                f"num_workers=0. {backstage.how_to_go_on(self.dl_studio)}"
             ) from error
 
     # ---- what the loop calls ----
@@ -476,10 +476,10 @@ class TrainingRecorder:
                 self.save_checkpoint()
 
     def agree(self):
-        """The same time, and the same answer to "stop now?", in all processes.
+        """Give all processes the same time and the same decision to stop.
 
-        A signal may reach them in different steps. One that stopped alone, or saw the time limit
-        alone, would leave the others waiting for its gradients.
+        A signal may reach them in different steps. If one process stopped alone, the others would
+        wait for its gradients.
         """
         values = [self.history.seconds, float(self.interruption.noted)]
         self.history.seconds, noted = processes.reduce(values, "max")
@@ -610,8 +610,8 @@ class TrainingRecorder:
         self.set_checkpoint_aside()
         if len(bad) == 0:
             raise FloatingPointError(
-                f"the {self.history.loss_name} loss of another process became nan or inf; its "
-                f"message says more"
+                f"the {self.history.loss_name} loss of another process became nan or inf: see "
+                f"its message"
             )
         iteration = self.history.iterations - self.count + int(bad[0]) + 1
         if not torch.isfinite(self.masks).all():
@@ -775,9 +775,9 @@ class TrainingRecorder:
         refuse_what_does_not_fit(folder, state["must_fit"], self.must_fit)
         if state["number_of_training"] != self.number_of_training:
             raise ValueError(
-                f"the checkpoint in {folder} is of training {state['number_of_training']} of this "
-                f"script and this is training {self.number_of_training}: to continue a script of "
-                f"several trainings, give each a run_name of its own"
+                f"the checkpoint in {folder} is from training {state['number_of_training']} of "
+                f"this script, but this is training {self.number_of_training}: to continue a "
+                f"script of several trainings, give each a run_name of its own"
             )
         try:
             for name, part in self.parts().items():
@@ -813,7 +813,7 @@ class TrainingRecorder:
             )
 
     def set_checkpoint_aside(self):
-        """After numbers that are not finite, the same run again would begin from its start."""
+        """After NaN or infinity, the next start must not continue from this checkpoint."""
         folder = self.dl_studio.run_dir
         with contextlib.suppress(OSError):
             (folder / LATEST).replace(folder / "checkpoint-before-nan.pt")

@@ -37,9 +37,11 @@ def repeat(run):
     facts = read_facts(run)
     command, folder = facts["command"], Path(facts["folder"])
     if not (folder / command[0]).is_file() or "ipykernel" in command[0]:
-        raise ValueError(f"{run} is not of a script that can be run again: {command[0]}")
+        raise ValueError(f"{run} was not made by a script that can run again: {command[0]}")
     if facts["settings"]["seed"] is None:
-        raise ValueError(f"{run} has no seed, so its random numbers are not known: give seed= one")
+        raise ValueError(
+            f"{run} has no seed, so its random numbers are not known: give seed= a number"
+        )
     copy = run.with_name(f"{run.name}-rerun")
     if copy.exists():
         print(f"{copy} has an earlier repetition. It is now {backstage.move_aside(copy)}.")
@@ -58,7 +60,7 @@ def read_facts(run):
     folder = (folders or [run])[0]
     facts = backstage.read_settings(folder)
     if "folder" not in facts:
-        raise ValueError(f"{folder} is of version 2.1 or older, which did not record the folder")
+        raise ValueError(f"{folder} is from version 2.1 or older, which did not record the folder")
     return facts
 
 

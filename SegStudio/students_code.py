@@ -1,7 +1,7 @@
 """Loads a loss or a network from a student's file, in a process of its own with limits.
 
-check-loss, check-network and the exercises use it: `run_limited` names a function of the package,
-which runs in the other process, loads the file and examines what it finds. Time, memory and
+check-loss, check-network and the exercises use it. `run_limited` runs a function of the package in
+another process, where it loads the file and examines it. Time, memory and
 output have limits. This is no sandbox: the code can read and write files. Grade strangers' code in
 a container.
 """
@@ -98,7 +98,11 @@ def run_limited(function, arguments, seconds, memory, folders=()):
     if limit == "time":
         return Ending("time", text=f"it was stopped after {seconds:g} seconds", **common)
     if limit == "flood":
-        return Ending("flood", text=f"it begins with {printed[:60]!r}", **common)
+        return Ending(
+            "flood",
+            text=f"it printed more than {OUTPUT_LIMIT / 1e6:.0f} MB: {printed[:60]!r} ...",
+            **common,
+        )
     if written:
         return Ending(**written, **common)
     if process.returncode >= 0:
@@ -145,7 +149,7 @@ def watch(process, started, seconds):
 
 
 def end(process):
-    """End a process and, where the system can do that, all that it has started."""
+    """End a process and, on Linux and macOS, all processes that it has started."""
     with contextlib.suppress(OSError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
@@ -167,17 +171,17 @@ def child():
     except SystemExit as error:
         ending = {"how": "exit", "text": f"sys.exit({error.code!r}) was called"}
     except MemoryError:
-        limit_memory(None)  # what follows needs a little
-        ending = {"how": "memory", "text": f"the limit is {memory} GiB"}
+        limit_memory(None)  # the next lines need some memory
+        ending = {"how": "memory", "text": f"it needs more memory than the limit of {memory} GiB"}
     part = Path(f"{result}.part")
     part.write_text(json.dumps(ending), encoding="utf-8")
     part.replace(result)
     sys.stdout.flush()
-    os._exit(0)  # threads that the file left behind do not count
+    os._exit(0)  # do not wait for threads that the file has started
 
 
 def limit_memory(gibibytes):
-    """Allow so much more than the libraries take, where the platform has it. None: no limit."""
+    """Allow this much memory beyond that of the libraries, on Linux. None: no limit."""
     try:
         import resource
 
@@ -239,7 +243,7 @@ def split_name(name):
         positional = [ast.literal_eval(value) for value in node.args]
         named = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
     except (SyntaxError, ValueError) as error:
-        raise NotLoaded(f"{name} is not a name, nor a name with plain arguments") from error
+        raise NotLoaded(f"{name} is not a name such as MyDice or MyDice(smooth=1)") from error
     return ast.unparse(node.func), (positional, named)
 
 
@@ -251,7 +255,7 @@ def load(path):
     if not path.is_file():
         raise NotLoaded(f"there is no file {path}")
     if path.suffix != ".py":
-        raise NotLoaded("it is no Python file: its name has to end in .py")
+        raise NotLoaded("it is not a Python file: its name must end in .py")
     sys.argv = [str(path)]
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -45,25 +45,26 @@ CAUSES = {
     "confusion": (
         "Class confusion",
         "lie on objects that are taken for another class",
-        "The network finds the object and names it wrongly. It needs a larger receptive field, "
-        "more capacity at low resolution, or a longer training; confusion.png shows which classes.",
+        "The network finds the object but predicts another class. It needs a larger receptive "
+        "field, more channels at low resolution, or longer training. confusion.png shows which "
+        "classes are confused.",
     ),
     "small": (
         "Missed small objects",
         "lie on small objects that are not found",
-        "A loss that sums over pixels hardly notices a small object. Use a loss with a Dice term "
+        "A small object adds little to a loss that sums over pixels. Use a loss with a Dice term "
         "over the batch, skip connections at full resolution, and more small objects in training.",
     ),
     "large": (
         "Missed large objects and parts",
         "lie on larger objects, or on parts of them, that are not found",
-        "The network is not trained for long enough, or its outputs stay below the threshold: look "
-        "at the loss, at the learning rate, and at how the output is read (mask values or logits).",
+        "The training was too short, or the outputs stay below the threshold: look at the loss, at "
+        "the learning rate, and at how the output is read (mask values or logits).",
     ),
     "holes": (
         "Holes",
         "are holes in objects that are found",
-        "If the holes form a regular pattern, no path leads from the image to these pixels: run "
+        "If the holes form a regular pattern, these pixels cannot depend on the image: run "
         'python -m SegStudio check-network, and use mUnet(upsampling="dense") or UNet.',
     ),
     "occlusion": (
@@ -75,14 +76,14 @@ CAUSES = {
     "boundary": (
         "Boundary",
         "lie at the edges of objects",
-        "The object is found, only its outline is not exact. Skip connections at full resolution "
-        "and a longer training help.",
+        "The object is found, but its outline is not exact. Skip connections at full resolution "
+        "and longer training help.",
     ),
     "false": (
         "False alarms",
         "lie on the background, where there is no object",
-        "The network sees a class where there is none. A loss without a gradient on empty "
-        "channels, such as squared Dice alone, does not punish it: add one that does (BCE, MSE).",
+        "The network predicts a class where there is no object. A loss without a gradient on empty "
+        "channels, such as squared Dice alone, does not correct this: add BCE or MSE.",
     ),
 }  # fmt: skip
 NAMES = tuple(CAUSES)
@@ -294,10 +295,12 @@ class ErrorCauses:
         name, share = next(iter(shares.items()))
         title, sentence, _ = CAUSES[name]
         now, without = self.mean_iou(), self.mean_iou(without=name)
-        gain = "" if now is None else f" Without them the mean IoU is {without:.3f}, not {now:.3f}."
+        gain = ""
+        if now is not None:
+            gain = f" Without them the mean IoU would be {without:.3f} instead of {now:.3f}."
         return (
-            f"Fix first: {title[0].lower() + title[1:]}, because {backstage.percent(share)} of all "
-            f"wrong pixels {sentence}.{gain}"
+            f"Fix first: {title[0].lower() + title[1:]}. {backstage.percent(share)} of all wrong "
+            f"pixels {sentence}.{gain}"
         )
 
     def details(self, name) -> str:
@@ -314,7 +317,7 @@ class ErrorCauses:
         per_class = (self.missed + self.false)[NAMES.index(name)]
         k = per_class.argmax()
         share = per_class[k] / per_class.sum()
-        return f"Most of them concern the class {self.class_names[k]}: {backstage.percent(share)}."
+        return f"The class {self.class_names[k]} has the most of them: {backstage.percent(share)}."
 
     def make_page(self, segmenter, worst=None) -> str:
         """The page as text; `worst` is the path of worst.png, or None."""

@@ -373,9 +373,9 @@ def test_the_readmes_script_loads_trains_and_tests(tmp_path, run_script):
     assert "MSE loss: " in printed
     assert "Scores on 24 test images" in printed
     assert (tmp_path / "saved_model").is_file()
-    # The README's table of a run's files has them all.
-    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("A run writes one folder")[2]
-    cells = re.findall(r"^\| (`.+?) \|", table.partition("\n\n[")[0], re.MULTILINE)
+    # The table of a run's files, to which the README links, has them all.
+    table = (ROOT / "doc" / "results.md").read_text(encoding="utf-8").partition("## The files")[2]
+    cells = re.findall(r"^\| (`.+?) \|", table.partition("\n\nBeside")[0], re.MULTILINE)
     named = re.findall(r"`(.+?)`", " ".join(cells).replace("NNN", "*"))
     for path in (tmp_path / "runs" / "my_script").iterdir():
         assert any(path.match(pattern) for pattern in named), path.name

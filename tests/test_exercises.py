@@ -128,8 +128,8 @@ WRONG_ANSWERS = [
     ),
     (
         3, ("output != output[:1]", "output != 0"),
-        "DLStudio's network: follows says 100% of the pixels, but it is 25%",
-        "pixel (row 0, column 1): follows says that it follows the image",
+        "DLStudio's network: follows is True for 100% of the pixels, but must be for 25%",
+        "pixel (row 0, column 1): your follows says that it follows the image",
     ),
     (3, ("    net.eval()", "    #"), "call net.eval() first", "column 1"),
     (3, ("different.any(dim=1)", "different[:, 0]"), "only channel 3 follows", "in channel 3"),
@@ -139,7 +139,7 @@ WRONG_ANSWERS = [
     ),
     (
         4, ("(norms[0] / norms[1])", "(norms[1] / norms[0])"),
-        "divided by that of MSE: turn it over", "norm of its gradient",
+        "divided by that of MSE: exchange them", "norm of its gradient",
     ),
     (4, ("gradient.norm()", "loss(p, mask).detach()"), "the ratio of the two values", "MSE "),
     (4, ("return (norms[0] / norms[1]).item()", "return 200"), "homework's constants", "Dice "),
@@ -154,7 +154,7 @@ WRONG_ANSWERS = [
     (5, ('"image": annotations', '"image": own'), '"image", cake: you count 1', "large dog"),
     (
         6, ("p * p + m * m + 1", "p + m + 1 + 1e-6"),
-        "a perfect output must cost 0", "mask 50, output 50: loss -48.5",
+        "the loss of a perfect output must be 0", "mask 50, output 50: loss -48.5",
     ),
     (
         6, ("(1 - (2 * p * m + 1) / (p * p + m * m + 1))", "((p - m) ** 2)"),
@@ -162,11 +162,11 @@ WRONG_ANSWERS = [
     ),
     (
         6, ("(2 * p * m + 1) / (p * p + m * m + 1)", "(2 * p * m + 1) / (p + m + 1).clamp(min=1)"),
-        "a perfect output must cost 0", "mask 50, output 50: loss -48.5",
+        "the loss of a perfect output must be 0", "mask 50, output 50: loss -48.5",
     ),
     (8, ("250, 25)", "250, 300)"), "in which 300 becomes 44", ""),
     (8, ("    mask[:, pixels] = 0", "    #"), "a pixel is in two planes", "item "),
-    (8, ("default_rng(index)", "default_rng()"), "another one at the second reading", "item 0"),
+    (8, ("default_rng(index)", "default_rng()"), "is different when it is read again", "item 0"),
     (8, ("out_channels=6", "out_channels=5"), "check-network objects", "(3, 6, 64, 64)"),
 ]  # fmt: skip
 
@@ -203,7 +203,7 @@ def test_the_command_works_from_any_folder(tmp_path, run_script, monkeypatch, ca
     (tmp_path / "my_4.py").write_text(solution(4).read_text(encoding="utf-8"), encoding="utf-8")
     done = run_script(tmp_path, SCRIPT, 4, "my_4.py")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("Exercise 4, balance the scales: my_4.py\n\nRIGHT  ")
+    assert done.stdout.startswith("Exercise 4, balance the two terms: my_4.py\n\nRIGHT  ")
     assert done.stdout.endswith("\nEverything is right.\n")
     assert command(monkeypatch, 4, FOLDER / "start_4.py") == 1
     printed = capsys.readouterr()

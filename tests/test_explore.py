@@ -1,4 +1,4 @@
-"""The page that is alive: the exported graph equals the network; the page in a real browser."""
+"""The page of explore.py: the exported graph equals the network; the page in a real browser."""
 
 import base64
 import json

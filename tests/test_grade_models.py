@@ -98,7 +98,7 @@ def test_a_class_of_students(tmp_path, capsys, monkeypatch):
         "other": "holds the weights of another network",
         "foreign": "MyNet is not a network of this package",
         "huge": "depth=1000000000, which is out of range",
-        "one": "it has 1 output channels and the shapes 5 classes",
+        "one": "it has 1 output channels, but the shapes have 5 classes",
         "nan": "stem.0.weight has values that are not finite",
         "swapped": "its classes are in another order: triangle, rectangle",
     }

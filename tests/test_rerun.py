@@ -116,7 +116,7 @@ def test_what_cannot_be_repeated_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="version 2.1 or older"):
         rerun.repeat(tmp_path)
     (tmp_path / "settings.json").write_text(json.dumps(facts | {"folder": str(tmp_path)}))
-    with pytest.raises(ValueError, match="not of a script that can be run again"):
+    with pytest.raises(ValueError, match="was not made by a script that can run again"):
         rerun.repeat(tmp_path)
     (tmp_path / "script.py").touch()
     with pytest.raises(ValueError, match="has no seed"):

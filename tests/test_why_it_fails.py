@@ -141,10 +141,10 @@ def test_shares_and_scores_without_a_cause():
     assert causes.mean_iou(without="small") == pytest.approx((1 + 1 + 0) / 3)
     assert causes.mean_iou(without="false") == pytest.approx((1 + 0.5) / 2), "class c is nowhere"
     assert causes.first_sentence() == (
-        "Fix first: false alarms, because 28% of all wrong pixels lie on the background, where "
-        "there is no object. Without them the mean IoU is 0.750, not 0.500."
+        "Fix first: false alarms. 28% of all wrong pixels lie on the background, where there is no "
+        "object. Without them the mean IoU would be 0.750 instead of 0.500."
     )
-    assert causes.details("small") == "Most of them concern the class b: 100%."
+    assert causes.details("small") == "The class b has the most of them: 100%."
 
 
 def test_the_mean_iou_is_that_of_the_scores():
@@ -235,11 +235,11 @@ def test_each_test_writes_the_page(experiment):
     segmenter, page = test_page(experiment, as_another_class)
     body = page.partition("<body>")[2]
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)).strip()
-    assert text.startswith("Why it fails: run Fix first: class confusion, because 100%")
+    assert text.startswith("Why it fails: run Fix first: class confusion. 100%")
     assert "http" not in page and "<script" not in page, "it needs no network"
     log = (segmenter.dl_studio.run_dir / "log.txt").read_text()
     assert (
-        "Why it fails: Fix first: class confusion, because 100% of all wrong pixels lie on obj"
+        "Why it fails: Fix first: class confusion. 100% of all wrong pixels lie on obj"
         in log
     )
     assert "why-it-fails.html" in log

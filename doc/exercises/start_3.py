@@ -9,6 +9,8 @@ import torch
 def follows(net):
     """Which output pixels follow the image: a tensor (64, 64) of True and False.
 
+    A pixel follows the image if one of its channels changes for some other image.
+
     net: takes images (N, 3, 64, 64) of 0 to 255 and returns (N, C, 64, 64).
     """
     raise NotImplementedError

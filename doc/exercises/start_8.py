@@ -26,11 +26,11 @@ def paint(image, mask, pixels, rng):
 
     Shape: image (3, 64, 64) of 0 to 255, mask (6, 64, 64) uint8, pixels (64, 64) True or False.
     """
-    raise NotImplementedError  # what changes in the image, and in which planes of the mask?
+    raise NotImplementedError  # change the image and the mask; which planes?
 
 
 class SixShapes(Dataset):
-    """Another data set of shapes, with one more shape in front on most images."""
+    """A data set of shapes, with your shape in front of the others in most images."""
 
     class_names = ("rectangle", "triangle", "disk", "oval", "star", "cross")
     mask_values = (50, 100, 150, 200, 250, 0)  # choose the last one; what fits into uint8?
@@ -45,7 +45,7 @@ class SixShapes(Dataset):
         item = self.shapes[index]
         image = item["image"]  # (3, 64, 64) float, 0 to 255
         mask = item["mask_tensor"]  # (5, 64, 64) uint8
-        rng = np.random.default_rng(index)  # the same item at each reading
+        rng = np.random.default_rng(index)  # the item is the same each time it is read
         mask = torch.cat((mask, torch.zeros(1, SIZE, SIZE, dtype=torch.uint8)))  # (6, 64, 64)
         if rng.random() < 0.8:
             image, mask = paint(image, mask, torch.from_numpy(draw_shape(rng)), rng)
