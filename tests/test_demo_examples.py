@@ -57,9 +57,9 @@ def test_pitfalls_measures_and_draws_all_five(run_script, tmp_path):
 
 @pytest.mark.slow
 def test_classroom_demo_ends_in_time_with_a_film_that_loops_and_both_scores(run_script, tmp_path):
-    text, run_dir = run(run_script, tmp_path, "classroom_demo", "--seconds", "40")
+    text, run_dir = run(run_script, tmp_path, "classroom_demo", "--seconds", "30")
     settings = json.loads((run_dir / "settings.json").read_text())
-    assert 2 * settings["training"]["max_seconds"] < 40
+    assert 2 * settings["training"]["max_seconds"] < 30
     table = text[text.index("strided -> dense") :]
     assert len(re.findall(r"^\w+ .*\d\.\d{3} -> \d\.\d{3}", table, re.MULTILINE)) == 6
     with Image.open(run_dir / "live.gif") as film:
