@@ -329,7 +329,15 @@ def main():
         remarks = []
     lines = [f"Left out: {run.name} ({why})" for run, why in left_out]
     if not runs:
-        raise ValueError("\n".join([*lines, "no finished run of the homework is left to compare"]))
+        raise ValueError(
+            "\n".join(
+                [
+                    *lines,
+                    "no finished run of the homework is left to compare. Make some: "
+                    "python Examples/reproduce_homework.py --quick --only mse,dice",
+                ]
+            )
+        )
     dls = SegStudio(results_dir=flags.results_dir, run_name=flags.run_name, show=flags.show)
     for line in (*lines, *remarks):
         dls.log(line)

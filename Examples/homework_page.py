@@ -152,6 +152,7 @@ class Run:
     machine: dict
     rows: list  # of losses.csv, a dict of numbers for each
     metrics: dict | None
+    command: list = field(default_factory=list)
     losses: list = field(init=False)  # the rows that have a loss
 
     def __post_init__(self):
@@ -246,6 +247,7 @@ def read_run(folder):
                 for row in csv.DictReader(lines)
             ],
             metrics=None,
+            command=list(content.get("command", [])),
         )
         if (folder / "metrics.json").is_file():
             run.metrics = read_json(folder / "metrics.json")

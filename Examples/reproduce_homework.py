@@ -98,6 +98,9 @@ def what_is_left(folder, wanted):
         return "move", changes
     if (folder / "metrics.json").exists():
         return "nothing", "complete"
+    script = Path(run.command[0]).name if run.command else COCO_SCRIPT.name
+    if script not in (Path(__file__).name, COCO_SCRIPT.name):
+        return "move", f"an unfinished run of {script}"
     return "continue", "it was interrupted"
 
 
@@ -145,6 +148,7 @@ def run_shapes(experiment, run_name, seed, flags):
         resume=True,
     )
     quarter = -(-len(segmenter.test_dataloader) // 4)  # rounded up: four test batches are shown
+    dls.log("In this table each cell is untrained -> trained.")
     segmenter.run_code_for_testing_semantic_segmentation(
         model, before=untrained, show_every=quarter
     )
@@ -259,8 +263,6 @@ def read_flags():
             },
         },
     )
-    if flags.run_name:
-        raise ValueError("each experiment has a fixed folder: use --results-dir, not --run-name")
     if flags.seeds < 1:
         raise ValueError(f"--seeds is 1 or more, not {flags.seeds}")
     chosen_experiments(flags.only)  # a wrong name is an error before anything runs

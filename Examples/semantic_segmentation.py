@@ -68,6 +68,7 @@ def homework(flags):
         evaluate_every=len(segmenter.train_dataloader),  # each epoch, on the validation images
         resume=flags.resume,
     )
+    dls.log("In this table each cell is untrained -> trained.")
     segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained)
     dls.log(f"\nPictures and numbers: {dls.run_dir}")
     dls.log("Next: python Examples/semantic_segmentation_dense.py --quick  (masks without holes)")

@@ -91,6 +91,7 @@ def main():
             resume=flags.resume,
         )
     log_gradients(dls, history, flags.dice_scale)
+    dls.log("In this table each cell is untrained -> trained.")
     segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained)
     dls.log(f"\nPictures and numbers: {dls.run_dir}")
     dls.log("Next: python Examples/reproduce_homework.py --quick  (all losses, on one page)")

@@ -91,6 +91,7 @@ def main():
             evaluate_every=len(segmenter.train_dataloader),  # each epoch, on validation images
             resume=flags.resume,
         )
+    dls.log("In this table each cell is untrained -> trained.")
     segmenter.run_code_for_testing_semantic_segmentation(model, before=untrained)
     dls.log(f"\nPictures and numbers: {dls.run_dir}")
     dls.log("Next: python Examples/semantic_segmentation_combined.py --quick  (MSE and Dice)")

@@ -15,7 +15,11 @@ def main(argv=None):
     for command in COMMANDS:
         command.add_command(commands)
     options = parser.parse_args(argv)
-    code = options.run(options)
+    try:
+        code = options.run(options)
+    except KeyboardInterrupt:
+        print(f"\npython -m SegStudio {options.command}: interrupted", file=sys.stderr)
+        code = 130  # what a shell expects after Ctrl-C
     if code:
         sys.exit(code)
 

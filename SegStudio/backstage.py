@@ -281,7 +281,9 @@ def how_to_go_on(dls):
         if not skip and word != "--resume" and not word.startswith("--run-name"):
             words.append(word)
         skip = word == "--run-name"
-    words += ["--run-name", str(name), "--resume"]
+    if not EXAMPLE[0].has_fixed_folders:
+        words += ["--run-name", str(name)]
+    words.append("--resume")
     return f"To go on: {shlex.join(words)}"
 
 
@@ -1273,9 +1275,11 @@ def read_state_dict(path, net):
         state = torch.load(path, map_location="cpu", weights_only=True)
         mine = {name: tuple(value.shape) for name, value in net.state_dict().items()}
         saved = {name: tuple(value.shape) for name, value in state.items()}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-        reason = (str(error) or "the file is cut off").splitlines()[0]
-        if reason.startswith("Weights only load failed"):
+    except OSError:
+        raise
+    except Exception as error:  # torch reads bytes of any other file as instructions
+        reason = "it is damaged, or it is another kind of file"
+        if any(word in str(error) for word in ("global", "class", "function")):
             reason = (
                 "it holds Python objects, which could run code, and not only weights. Save the "
                 "weights where it was made: torch.save(net.state_dict(), path)"
@@ -1709,7 +1713,8 @@ def example_flags(
             example trains for a time.
         quick_seconds: --quick ends after this time, unless --epochs or --train-images is given.
         last_file: the file of a run that the example writes last: a run with it is finished.
-            None: the example finds out itself what is left to do, with --resume or without.
+            None: the example has fixed folders for its runs and finds out itself what is left to
+            do, with --resume or without.
         extra: further flags of this example: {"--name": keyword arguments of add_argument}.
 
     Returns: a namespace. epochs and train_images are filled in; `settings` holds the flags that
@@ -1745,6 +1750,9 @@ def example_flags(
     flags = parser.parse_args()
     if full[1] is None and flags.epochs is not None:
         parser.error("--epochs: this example trains for a time and not for epochs")
+    parser.has_fixed_folders = last_file is None
+    if parser.has_fixed_folders and flags.run_name is not None:
+        parser.error("each experiment has a fixed folder: use --results-dir, not --run-name")
 
     EXAMPLE[:] = [parser]
     if flags.resume and last_file is not None:
@@ -1797,5 +1805,5 @@ def run_example(main: Callable) -> None:
             raise
         sys.exit(f"{script}: error: {error}")
     except KeyboardInterrupt as stop:
-        print(f"\n{script}: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"\n{script}: {str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)  # what a shell expects after Ctrl-C

@@ -580,7 +580,7 @@ FINDINGS = {
     ),
     "slow": Entry(
         REMARK,
-        "It is slow: loops in Python instead of sums over axes.",
+        "It is slow, perhaps because of loops in Python instead of sums over axes.",
         "Each iteration waits for it. Reduce over axes: .mean(dim=(2, 3)).",
         "README.md#speed",
     ),

@@ -531,6 +531,9 @@ class TrainingRecorder:
             self.write_settings(facts)
         device = facts["machine"]["device"]
         self.dl_studio.log(f"Training on {device} with the {self.history.loss_name} loss")
+        hint = hint_at_other_programs(self.dl_studio.device)
+        if hint:
+            self.dl_studio.log(hint)
 
     def end(self, facts):
         """Call after the model is saved: write its settings.json and delete the checkpoints."""
@@ -912,6 +915,23 @@ def device_name(device):
     if device.type == "mps":
         return "the GPU (Apple MPS)"
     return f"the CPU ({torch.get_num_threads()} threads)"
+
+
+def hint_at_other_programs(device):
+    """What to do if other programs keep the processors busy; None if they do not.
+
+    The threads of a convolution wait for each other, so one that another program delays stops all.
+    """
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    if device.type != "cpu" or threads == 1 or not hasattr(os, "getloadavg"):  # not on Windows
+        return None
+    load = os.getloadavg()[0]  # the mean number of running threads in the last minute
+    if load < cores + 1:
+        return None
+    return (
+        f"Other programs are running (load {load:.1f} on {cores} cores), and {threads} threads "
+        f"then slow each other down. One thread may be faster: set OMP_NUM_THREADS=1"
+    )
 
 
 def describe(value):

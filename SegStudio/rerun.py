@@ -78,8 +78,22 @@ def compare(run, copy):
             text = describe_difference(first, second)
         different += text != "the same"
         print(f"{name}: {text}")
+    if different:
+        print_differences_of_machines(run, copy)
     print(f"{copy}: {'other results' if different else 'the same results, bit for bit'}")
     return 1 if different else 0
+
+
+def print_differences_of_machines(run, copy):
+    """Name what else may be the cause: another number of threads, another version of torch."""
+    first, second = (
+        next((backstage.read_settings(f.parent) for f in sorted(folder.rglob("settings.json"))), {})
+        for folder in (run, copy)
+    )
+    for name, value in first.get("machine", {}).items():
+        other = second.get("machine", {}).get(name)
+        if other != value:
+            print(f"{name} was {value} and is {other} now: that alone can change the result")
 
 
 def read_weights(path):

@@ -61,7 +61,7 @@ def make_run(
     """Write the folder of a finished run; iou=None leaves it untested. Returns the folder."""
     folder.mkdir(parents=True)
     settings = {
-        "command": ["script.py"],
+        "command": ["reproduce_homework.py"],
         "settings": {
             "epochs": epochs,
             "batch_size": 4,

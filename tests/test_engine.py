@@ -765,3 +765,19 @@ def test_no_images_of_one_channel_are_named_too(experiment, small_net):
     }  # fmt: skip
     with pytest.raises(ValueError, match="no images to score"):
         segmenter.score(net, torch.utils.data.DataLoader(empty))
+
+
+@pytest.mark.skipif(not hasattr(os, "getloadavg"), reason="Windows has no load average")
+@pytest.mark.parametrize(
+    ("load", "threads", "said"), [(9.0, 2, True), (9.0, 1, False), (1.5, 2, False)]
+)
+def test_a_busy_computer_is_said_where_threads_wait_for_each_other(
+    monkeypatch, load, threads, said
+):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    hint = recording.hint_at_other_programs(torch.device("cpu"))
+    assert bool(hint) is said
+    assert not said or "load 9.0 on 2 cores" in hint
+    assert recording.hint_at_other_programs(torch.device("cuda")) is None

@@ -1,6 +1,7 @@
 """reproduce_homework.py: which runs it makes, keeps, continues and moves aside."""
 
 import io
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import torch
 from conftest import Segmentation, TinyShapes
 from run_folders import example, make_run
 
-from SegStudio import SegStudio
+from SegStudio import SegStudio, backstage
 
 reproduce = example("reproduce_homework")
 homework_page = example("homework_page")
@@ -140,13 +141,40 @@ def run_main(monkeypatch, tmp_path):
     ("flags", "sentence"),
     [
         (["--only", "mse,nose"], "no experiment 'nose'; it has mse, dice, combined-200"),
-        (["--run-name", "x"], "use --results-dir"),
         (["--seeds", "0"], "--seeds is 1 or more"),
     ],
 )
 def test_wrong_flags_get_a_sentence(run_main, tmp_path, flags, sentence):
     assert sentence in run_main(*flags)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_name_is_refused_before_anything_moves(run_main, tmp_path, capsys):
+    folder = make_run(tmp_path / "runs" / "dice")
+    before = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    run_main("--results-dir", str(tmp_path / "runs"), "--run-name", "dice")
+    assert "each experiment has a fixed folder: use --results-dir" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == before
+    assert (folder / "metrics.json").exists()
+
+
+def test_the_command_that_goes_on_after_ctrl_c_is_one_that_it_takes(run_main, monkeypatch, capfd):
+    def interrupt(experiment, seed, run_name, flags):
+        dls = SegStudio(**flags.settings | {"run_name": run_name})
+        raise KeyboardInterrupt(backstage.how_to_go_on(dls))
+
+    monkeypatch.setattr(reproduce, "run_experiment", interrupt)
+    assert run_main("--quick", "--only", "dice") == "130"
+    command = capfd.readouterr().err.partition("To go on: ")[2].split()
+    assert command[2:] == ["--quick", "--only", "dice", "--resume"]
+
+
+def test_an_unfinished_run_of_another_script_moves_aside(tmp_path, full):
+    folder = make_run(tmp_path / "mse", iou=None)
+    settings = json.loads((folder / "settings.json").read_text())
+    settings["command"] = ["Examples/semantic_segmentation.py", "--run-name", "mse"]
+    (folder / "settings.json").write_text(json.dumps(settings))
+    assert find_step(folder, full) == "move"
 
 
 @pytest.fixture

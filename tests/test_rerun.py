@@ -72,6 +72,8 @@ def two_runs(tmp_path):
     torch.save({"a": torch.arange(3.0), "b": torch.ones(2)}, run / "model.pt")
     (run / "losses.csv").write_text("iteration,seconds,loss\n1,0.5,3.0\n2,0.9,2.5\n")
     (run / "metrics.json").write_text(json.dumps({"mean_iou": 0.5, "classes": {"a": [1, 2]}}))
+    machine = {"device": "the CPU (2 threads)", "torch": "2.14"}
+    (run / "settings.json").write_text(json.dumps({"machine": machine}))
     copy = tmp_path / "run-rerun"
     shutil.copytree(run, copy)
     return run, copy
@@ -106,6 +108,17 @@ def test_each_difference_is_named_with_its_size(two_runs, capsys, name, change, 
     printed = capsys.readouterr().out
     assert said in printed
     assert "other results" in printed
+
+
+def test_another_number_of_threads_is_named_as_a_cause(two_runs, capsys):
+    run, copy = two_runs
+    (copy / "metrics.json").unlink()
+    machine = {"device": "the CPU (1 threads)", "torch": "2.14"}
+    (copy / "settings.json").write_text(json.dumps({"machine": machine}))
+    assert rerun.compare(run, copy) == 1
+    printed = capsys.readouterr().out
+    assert "device was the CPU (2 threads) and is the CPU (1 threads) now" in printed
+    assert "torch was" not in printed
 
 
 def test_what_cannot_be_repeated_is_one_sentence(tmp_path):

@@ -417,3 +417,14 @@ def test_importing_has_no_side_effects(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[1] == "torch.float32"
     assert [path for path in tmp_path.rglob("*") if "mpl" not in str(path)] == []
+
+
+def test_ctrl_c_outside_of_the_training_says_that_it_interrupted(capsys, monkeypatch):
+    def main():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as ended:
+        SegStudio.run_example(main)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nscript.py: interrupted\n"

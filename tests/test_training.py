@@ -642,8 +642,9 @@ class Calls:
 
 @pytest.mark.parametrize(
     "damage",
-    ["empty", "noise", "truncated", "a list", "numbers", "a whole module", "a pickle that calls"],
-)
+    ["empty", "noise", "text", "a page", "zeros", "truncated", "a list", "numbers",
+     "a whole module", "a pickle that calls"],
+)  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_damaged_model_is_one_sentence(trained, small_net, damage, capsys):
     segmenter, net = trained
@@ -652,6 +653,9 @@ def test_a_damaged_model_is_one_sentence(trained, small_net, damage, capsys):
         path.write_bytes(b"")
     elif damage == "noise":
         path.write_bytes(np.random.default_rng(0).bytes(3000))
+    elif damage in ("text", "a page", "zeros"):
+        content = {"text": b"the quick brown fox\n", "a page": b"<html></html>\n"}
+        path.write_bytes(content.get(damage, bytes(5000)))
     elif damage == "truncated":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif damage == "a pickle that calls":
@@ -662,6 +666,8 @@ def test_a_damaged_model_is_one_sentence(trained, small_net, damage, capsys):
     with pytest.raises(ValueError, match="model.pt is not a saved model") as caught:
         segmenter.run_code_for_testing_semantic_segmentation(small_net())
     assert "\n" not in str(caught.value)
+    if damage != "a pickle that calls":  # torch does not read this kind of pickle at all
+        assert ("holds Python objects" in str(caught.value)) is (damage == "a whole module")
     assert "a pickle that calls" not in capsys.readouterr().out
 
 
