@@ -76,6 +76,10 @@ OBJECTIONS = {
         "They change the output but are never trained: look for detach(), no_grad() or .data "
         "after them."
     ),
+    "channels that stay alike": (
+        "Channels with the same weights get the same gradient, so a layer of many channels learns "
+        "no more than one channel. Initialise weights with random numbers, as torch's layers do."
+    ),
     "pixels without a path": (
         "No loss and no training can correct these pixels. Look for a transposed convolution "
         "whose stride leaves gaps (stride 2 with dilation 2, or with kernel 1)."
@@ -240,6 +244,7 @@ class Examination:
             self.check_input_is_kept()
             self.check_mixing()
             self.check_other_size()
+            self.check_symmetry()
             self.check_gradients()
             self.check_coverage()
             self.check_places()
@@ -379,7 +384,7 @@ class Examination:
         alone = self.call(self.images[:1])
         change = relative(self.call(self.images)[:1] - alone, alone)
         norms = [m for m in self.net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if change > 1e-3:
+        if change > 1e-4:  # round-off is about 1e-6
             proof = (
                 f"The output for one image changes by {backstage.percent(change)} of its range "
                 f"when other images are in the batch, in eval mode."
@@ -412,6 +417,21 @@ class Examination:
             self.object("wrong shape", proof)
 
     # ---- gradients ----
+
+    def check_symmetry(self):
+        """Are all channels of every layer initialised alike, as by nn.init.constant_?"""
+        kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+        layers = [
+            (name, layer.weight.transpose(0, 1) if type(layer) is kinds[1] else layer.weight)
+            for name, layer in self.net.named_modules()
+            if isinstance(layer, kinds) and getattr(layer, "groups", 1) == 1
+        ]
+        layers = [(name, weight) for name, weight in layers if len(weight) > 1]
+        alike = [bool(w.any()) and torch.equal(w, w[:1].expand_as(w)) for _, w in layers]
+        if len(alike) > 1 and all(alike):  # the channels of the only layer have different masks
+            where = listed(name for name, _ in layers)
+            proof = f"In each of these layers all output channels have the same weights: {where}."
+            self.object("channels that stay alike", proof)
 
     def check_gradients(self):
         named = list(self.net.named_parameters())

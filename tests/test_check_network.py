@@ -113,6 +113,14 @@ class Saturated(nn.Module):
         return torch.sigmoid(self.c(x))
 
 
+class Constant(Small):
+    def __init__(self):
+        super().__init__()
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.constant_(layer.weight, 0.01)
+
+
 class Scrambled(Small):
     def end(self, y):
         return y.permute(0, 2, 3, 1).reshape(y.shape)
@@ -169,6 +177,7 @@ WRONG = {
     "no gradient": ends_with(lambda y: (y > 0).float()),
     "no gradient at present": Saturated,
     "layers without a gradient": CutEncoder,
+    "channels that stay alike": Constant,
     "pixels without a path": Strided,
     "pixels at the wrong place": Scrambled,
 }
@@ -391,6 +400,23 @@ def test_memory_counts_what_backward_needs():
     _, kept = checker.measure_iteration(net, 4, SIZE)
     # and the loss, a mean of squares, keeps the output: 5 channels
     assert kept == 4 * (3 + 5) * 32 * 32 * 4
+
+
+def test_one_layer_of_random_weights_is_enough():
+    net = Constant()
+    nn.init.kaiming_normal_(net.b[0].weight)  # it gives each channel a gradient of its own
+    assert names(check(net).objections) == []
+
+
+def test_a_small_dependence_on_the_other_images_is_found():
+    class Attends(Small):
+        """Mixes a little of the batch's mean into each image."""
+
+        def forward(self, x):
+            output = super().forward(x)
+            return output + 2e-3 * output.mean(0, keepdim=True)
+
+    assert "images of a batch mix" in names(check(Attends()).objections)
 
 
 def test_what_is_no_network_is_refused():
