@@ -23,6 +23,7 @@ def check(tmp_path, monkeypatch):
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
 
     def run(number, path, train_seconds=1):
         try:

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -313,6 +314,7 @@ def tiny_homework(monkeypatch, tmp_path):
         self.dataserver_validation = TinyShapes(4)
         self.load_PurdueShapes5MultiObject_dataset(TinyShapes(train_images), TinyShapes(16))
 
+    monkeypatch.setattr(sys, "argv", ["reproduce_homework.py"])
     monkeypatch.setattr(Segmentation, "load_shapes", load)
     network = Segmentation.mUnet
     tiny = staticmethod(lambda skip_connections, depth: network(depth=2, width=4))

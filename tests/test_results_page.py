@@ -19,6 +19,12 @@ WHOLE = (
 )  # fmt: skip
 
 
+# A line of the log that depends on the computer.
+BUSY = (
+    "Other programs are running (load L on C cores), and T threads then slow each other down. HINT"
+)
+
+
 def section(title):
     text = PAGE.read_text(encoding="utf-8")
     assert f"\n## {title}\n" in text
@@ -187,6 +193,7 @@ def test_the_lines_of_the_log(run):
     lines = [line.strip("\n") for line in run["log"].splitlines() if line.strip()]
     lines = [line for line in lines if not table_of_scores.match(line)]
     assert [line for line in lines if not any(p.match(line) for p in patterns.values())] == []
+    del patterns[BUSY]  # only on a busy computer; tests/test_engine.py makes it
     unseen = [name for name, p in patterns.items() if not any(map(p.match, lines))]
     assert unseen == []
 
