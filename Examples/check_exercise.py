@@ -31,8 +31,8 @@ from SegStudio.check_network import check_network
 HERE = Path(__file__).resolve().parent
 Segmentation = SegStudio.SemanticSegmentation
 RIGHT, WRONG, NOT_LOADED = 0, 1, 2  # exit codes
-CLASSES = ("rectangle", "triangle", "disk", "oval", "star")
-MASK_VALUES = (50, 100, 150, 200, 250)
+CLASSES = tuple(Segmentation.PurdueShapes5MultiObjectDataset.class_names)
+MASK_VALUES = tuple(Segmentation.PurdueShapes5MultiObjectDataset.mask_values)
 
 
 class Wrong(Exception):

@@ -98,8 +98,8 @@ def what_is_left(folder, wanted):
         return "move", changes
     if (folder / "metrics.json").exists():
         return "nothing", "complete"
-    script = Path(run.command[0]).name if run.command else COCO_SCRIPT.name
-    if script not in (Path(__file__).name, COCO_SCRIPT.name):
+    script = Path(run.command[0]).name if run.command else None  # None: made by hand
+    if script not in (None, Path(__file__).name, COCO_SCRIPT.name):
         return "move", f"an unfinished run of {script}"
     return "continue", "it was interrupted"
 

@@ -420,16 +420,19 @@ class Examination:
 
     def check_symmetry(self):
         """Are all channels of every layer initialised alike, as by nn.init.constant_?"""
-        kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-        layers = [
-            (name, layer.weight.transpose(0, 1) if type(layer) is kinds[1] else layer.weight)
-            for name, layer in self.net.named_modules()
-            if isinstance(layer, kinds) and getattr(layer, "groups", 1) == 1
-        ]
-        layers = [(name, weight) for name, weight in layers if len(weight) > 1]
-        alike = [bool(w.any()) and torch.equal(w, w[:1].expand_as(w)) for _, w in layers]
-        if len(alike) > 1 and all(alike):  # the channels of the only layer have different masks
-            where = listed(name for name, _ in layers)
+        weights = {}  # of each layer, output channels first
+        for name, layer in self.net.named_modules():
+            if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                continue
+            weight = layer.weight
+            if isinstance(layer, nn.ConvTranspose2d):
+                weight = weight.transpose(0, 1)
+            if getattr(layer, "groups", 1) == 1 and len(weight) > 1:
+                weights[name] = weight
+        alike = [bool(w.any()) and torch.equal(w, w[:1].expand_as(w)) for w in weights.values()]
+        # The last layer's channels have different masks, so one layer alone does not stay alike.
+        if len(alike) > 1 and all(alike):
+            where = listed(weights)
             proof = f"In each of these layers all output channels have the same weights: {where}."
             self.object("channels that stay alike", proof)
 
@@ -819,8 +822,10 @@ def load_network(path, name):
 
     Errors: students_code.NotLoaded, with what to write instead.
     """
-    name = name or only_network(path)
-    found = students_code.load_thing(path, name)
+    if name:
+        found = students_code.load_thing(path, name)
+    else:
+        name, found = only_network(path)
     if not isinstance(found, nn.Module) and callable(found):
         found = make(found, name)
     if not isinstance(found, nn.Module):
@@ -829,21 +834,21 @@ def load_network(path, name):
 
 
 def only_network(path):
-    """The name of the network in a file that has one only."""
+    """(name, class) of the network in a file that has one only."""
     module = students_code.load(path)
-    names = [
-        name
+    networks = [
+        (name, value)
         for name, value in vars(module).items()
         if inspect.isclass(value)
         and issubclass(value, nn.Module)
         and value.__module__ == module.__name__
     ]
-    if len(names) != 1:
-        listed_names = ", ".join(names) or "none"
+    if len(networks) != 1:
+        listed_names = ", ".join(name for name, _ in networks) or "none"
         raise students_code.NotLoaded(
             f"give the name of the network, FILE.py:NAME; classes: {listed_names}"
         )
-    return names[0]
+    return networks[0]
 
 
 def make(function, name):
