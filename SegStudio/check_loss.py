@@ -273,14 +273,14 @@ class Examination:
         self.widen()
 
     def choose_despite(self, scores, score):
-        """A mistake can make another reading look best. Two such mistakes; returns the score."""
-        for reading in PLANES[:2]:  # right from 0 to the mask's value, flat outside
+        """Correct the reading where a mistake makes a wrong one look best. Returns the score."""
+        for reading in PLANES[:2]:  # right up to the mask's value, constant outside
             if reading in scores and scores[reading][2] == 1.0:
                 self.reading = reading
                 return 1.0
         whole = self.shape
         n, c, h, w = whole
-        if self.says_logits() and self.reading.kind == "probabilities":  # right plane by plane
+        if self.says_logits() and self.reading.kind == "probabilities":  # each plane alone is right
             self.shape = (1, 1, h, w)
             with contextlib.suppress(Refused):
                 if self.rate(Reading("logits"))[0] == 1.0:
@@ -354,7 +354,8 @@ class Examination:
         """How well the loss behaves under a reading, and how well its negative does.
 
         1: everything worse costs more. 0: nothing costs anything. Below: mistakes pay.
-        The third number: is it 1 apart from outputs beyond the masks' values, which are free?
+        The third number is 1 if this holds for all outputs between 0 and the mask values, and
+        outputs beyond them cost nothing.
         """
         cases = make_cases(self.shape, reading, seed)
         known, signs = {}, []
@@ -828,7 +829,7 @@ class Examination:
                      f"step along the gradient lowers this to {short(after)}")  # fmt: skip
 
     def check_out_of_range(self):
-        """A wrong pixel must have a gradient that corrects it, however far out its output is."""
+        """A wrong pixel needs a gradient, also with an output below 0 or above the mask values."""
         planes = self.reading.layout == "planes"
         if not self.has_gradient or not planes or self.reading.kind == "probabilities":
             return
@@ -954,7 +955,7 @@ class Examination:
                      f"empty one, a mask of {listed(map(short, kept))} does not")  # fmt: skip
 
     def words(self):
-        """What the loss says of itself: its name, its documentation and its code."""
+        """The name, the documentation and the code of the loss, as one text."""
         loss = self.loss.original
         things = (self.given, loss, type(loss))
         found = [self.report.name, self.source()]
@@ -1343,7 +1344,7 @@ class Examination:
             self.add("unbounded-outputs")
 
     def takes_any_mask(self):
-        """Does a loss that wants outputs of 0 and 1 take masks of 50 to 250 as well?"""
+        """Does a loss for outputs of 0 and 1 also take masks of 50 to 250?"""
         if self.reading.kind != "values":
             return False
         q, bits = self.batch()
